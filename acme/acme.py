@@ -43,15 +43,15 @@ _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
 _SHARED_OPTIONS = ("acme", "adam", "asam", "nesterov", "bias_correction", "total_steps", "differentiable")
 
 _NO_CLOSURE = (
-    "Acme.step() needs a closure that zeroes the gradients, evaluates loss and gradient on one batch and returns "
-    "the loss: ACME and ASAM evaluate the same batch again at other weights. Call optimizer.step(closure). "
-    "torch.amp.GradScaler.step(optimizer) and the Trainer of Hugging Face call step() without one, and frameworks "
-    "that step for you (Accelerate's wrapped optimizers, DeepSpeed) may drop it: step Acme yourself there."
+    "Acme.step() needs a closure that zeroes the gradients, evaluates loss and gradient on one batch and "
+    "returns the loss: ACME and ASAM evaluate the same batch again at other weights. Call "
+    "optimizer.step(closure). torch.amp.GradScaler.step(optimizer) and Hugging Face's Trainer call step() "
+    "without one, and so may other frameworks that step for you (DeepSpeed): step Acme yourself there."
 )
 
 _NO_NAMES = (
-    "asam=True needs the parameters' names (ASAM scales by |w| those whose name contains 'weight'): pass the model, "
-    "model.named_parameters(), or groups with 'params' as (name, tensor) pairs"
+    "asam=True needs the parameters' names (ASAM scales by |w| those whose name contains 'weight'): pass the "
+    "model, model.named_parameters(), or groups with 'params' as (name, tensor) pairs"
 )
 
 
@@ -113,9 +113,9 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
     7     otherwise                          alpha if better, else 0             τ
     ====  =================================  ==================================  =================
 
-    The cubic has value l0 and slope -p0 at 0, value l1 and slope -p1 at `alpha`; the parabolas go through l0 and
-    l1. The bounds of codes 5 and 6 are those with which ``beta1·alpha + (1 - beta1)·τ`` lies between half and
-    double `alpha`.
+    The cubic has value l0 and slope -p0 at 0, value l1 and slope -p1 at `alpha`; the parabolas go through l0
+    and l1. The bounds of codes 5 and 6 are those with which ``beta1·alpha + (1 - beta1)·τ`` lies between half
+    and double `alpha`.
 
     Args:
         l0, l1: finite losses at the start and at the look-ahead point.
@@ -133,23 +133,25 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
         return Adaptation(min(target, sys.float_info.max), stay, Decision.UNCLEAR)
     if p0 > 0 and p1 < 0:
         decision = Decision.CUBIC if better else Decision.CUBIC_WORSE
-        inside = alpha * _cubic_minimiser(*_per_unit(l0, l1, p0, p1, alpha))
-        target = step = min(inside, math.nextafter(alpha, 0.0))
+        scale = max(p0, -p1)
+        minimum = _cubic_minimiser(_rise(l0, l1, alpha, scale), p0 / scale, p1 / scale)
+        target = step = min(alpha * minimum, math.nextafter(alpha, 0.0))
     elif better and p1 < 0:
         decision = Decision.PARABOLA_AHEAD
-        rise, _, p1 = _per_unit(l0, l1, p0, p1, alpha)
-        target = step = alpha * (2 * rise + p1) / (2 * (rise + p1))
+        fall = -_rise(l0, l1, alpha, -p1)
+        target = step = alpha * ((1 + 2 * fall) / (2 + 2 * fall))
     elif not better and p0 > 0:
         decision = Decision.PARABOLA_START
-        rise, p0, _ = _per_unit(l0, l1, p0, p1, alpha)
-        target = step = alpha * p0 / (2 * (p0 + rise))
+        target = step = alpha * (0.5 / (1 + _rise(l0, l1, alpha, p0)))
     elif better and p0 > 0 and p1 > 0:
         decision = Decision.GROW
-        target = min(alpha * (1 + p1 / p0), alpha * (2 - beta1) / (1 - beta1), sys.float_info.max)
+        ratio = min(p1 / p0, sys.float_info.max)
+        target = min(alpha * (1 + ratio), alpha * (2 - beta1) / (1 - beta1), sys.float_info.max)
         step = alpha
     elif not better and p0 < 0 and p1 < 0:
         decision = Decision.SHRINK
-        target = max(-alpha * (p1 / p0), alpha * (0.5 - beta1) / (1 - beta1))
+        ratio = min(p1 / p0, sys.float_info.max)
+        target = max(-alpha * ratio, alpha * (0.5 - beta1) / (1 - beta1), -sys.float_info.max)
         step = 0.0
     else:
         decision = Decision.KEEP
@@ -157,11 +159,11 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
     return Adaptation(target, step, decision)
 
 
-def _per_unit(l0: float, l1: float, p0: float, p1: float, alpha: float) -> tuple[float, float, float]:
-    """(l1 - l0)/alpha, p0 and p1, scaled to a largest slope of 1 and bounded so that their squares are finite."""
-    scale = max(abs(p0), abs(p1))
-    rise = (l1 - l0) / alpha / scale if alpha > 0 else math.copysign(math.inf, l1 - l0)
-    return max(-1e100, min(1e100, rise)), p0 / scale, p1 / scale
+def _rise(l0: float, l1: float, alpha: float, slope: float) -> float:
+    """(l1 - l0)/alpha in units of a positive `slope`, bounded so that its square is finite."""
+    if alpha == 0:
+        return math.copysign(1e100, l1 - l0)
+    return max(-1e100, min(1e100, (l1 - l0) / alpha / slope))
 
 
 def _cubic_minimiser(rise: float, p0: float, p1: float) -> float:
@@ -179,8 +181,8 @@ def _cubic_minimiser(rise: float, p0: float, p1: float) -> float:
 class Acme(Optimizer):
     """Gradient descent that adapts its step size, with Adam, ASAM and Nesterov momentum as switches.
 
-    One step, with gradient average m, g' the gradient limited so that the average's squared norm at most doubles,
-    and D = sqrt(v) + ε with `adam`, else 1::
+    One step, with gradient average m, g' the gradient limited so that the average's squared norm at most
+    doubles, and D = sqrt(v) + ε with `adam`, else 1::
 
         m ← β1·m + (1 - β1)·g'        v ← β2·v + (1 - β2)·g'²        d = m / D
         w ← w - α·d                                    acme=False: α is lr
@@ -189,10 +191,11 @@ class Acme(Optimizer):
         α ← β1·α + (1 - β1)·τ
 
     Args:
-        model: an `nn.Module`, or its parameters: tensors, ``(name, tensor)`` pairs or group dicts. Only a module
-            lets `Acme` keep buffers (BatchNorm's statistics) at one update a step, and `asam` needs names.
-        lr: initial step size. With `acme` the adapted one is ``param_groups[i]["step_size"]``; moving `lr` to c times
-            its initial value, as a scheduler does, scales the applied step by c. Without `acme`, the step size.
+        model: an `nn.Module`, or its parameters: tensors, ``(name, tensor)`` pairs or group dicts. Only a
+            module lets `Acme` keep buffers (BatchNorm's statistics) at one update a step; `asam` needs names.
+        lr: initial step size. With `acme` the adapted one is ``param_groups[i]["step_size"]``; moving `lr` to
+            c times its initial value, as a scheduler does, scales the applied step by c. Without `acme`, the
+            step size.
         betas: decay rates (β1, β2) of the gradient average (and of the step size) and of the squared one.
         epsilon: added to the root of the squared average (`adam`).
         weight_decay: decoupled; each step scales the weights by 1 - (applied step size)·weight_decay.
@@ -204,13 +207,16 @@ class Acme(Optimizer):
         nesterov: Nesterov momentum.
         bias_correction: divide the averages by 1 - β^t, as Adam does.
         differentiable: refused; here because `torch.optim` has it.
-        total_steps: steps over which γ falls from 1 to 0.01 along a half cosine, staying there; None for none.
+        total_steps: steps over which γ falls to a hundredth of its start along half a cosine, to stay there;
+            None for a constant γ.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.
 
-    Parameters may be real tensors of any floating dtype; averages are kept in float32 for 16-bit parameters, else in
-    the parameters' dtype, and every sum is taken in float64.
+    Parameters may be real tensors of any floating dtype. Averages are kept in float32 for 16-bit parameters,
+    else in the parameters' dtype; every sum is taken in float64. A parameter whose gradient is None or zero
+    everywhere takes no part in a step. Several groups search along their joint direction: each keeps its ratio
+    of step sizes, its betas and its weight decay.
 
     Example:
         >>> optimizer = Acme(model, acme=True, total_steps=epochs * len(loader))
@@ -270,11 +276,12 @@ class Acme(Optimizer):
         """Add a group of parameters, with options of its own if wanted.
 
         Args:
-            param_group: "params" (tensors or ``(name, tensor)`` pairs) and any of lr, betas, epsilon, weight_decay,
-                rho and eta. The step counter is the optimizer's. A group that is added later starts at its `lr`.
+            param_group: "params" (tensors or ``(name, tensor)`` pairs) and any of lr, betas, epsilon,
+                weight_decay, rho and eta. A group that is added later starts at its own `lr`; steps are
+                counted for all groups together.
 
         Raises:
-            ValueError: an option out of range, one that belongs to the whole optimizer, or, with `asam`, no names.
+            ValueError: an option out of range or one for the whole optimizer; with `asam`, no names.
             TypeError: a wrong type; complex parameters.
         """
         if not isinstance(param_group, dict):
@@ -284,8 +291,8 @@ class Acme(Optimizer):
         for name in _SHARED_OPTIONS:
             if group[name] != self.defaults[name]:
                 raise ValueError(
-                    f"Invalid {name} in a parameter group: {group[name]!r} (expected {self.defaults[name]!r} as for the "
-                    "whole optimizer: pass it to Acme(...) instead)"
+                    f"Invalid {name} in a parameter group: {group[name]!r} (expected "
+                    f"{self.defaults[name]!r} as for the whole optimizer: pass it to Acme(...) instead)"
                 )
         params = group["params"]
         group["params"] = (
@@ -310,7 +317,11 @@ class Acme(Optimizer):
         if not self.param_groups:
             return
         if named and "param_names" not in self.param_groups[0]:
-            group["params"] = [param for _, param in group["params"]]
+            if any(other["params"] for other in self.param_groups):
+                group["params"] = [param for _, param in group["params"]]
+            else:  # groups without parameters are neither
+                for other in self.param_groups:
+                    other["param_names"] = []
         elif not named and "param_names" in self.param_groups[0]:
             number = len(self.param_groups)
             group["params"] = [(f"group{number}.{i}", param) for i, param in enumerate(group["params"])]
@@ -320,22 +331,22 @@ class Acme(Optimizer):
     # The step -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor | float]) -> Tensor | float:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor | float] | None = None) -> Tensor | float:  # type: ignore[override]
         """One step: 1 evaluation of `closure`, +1 with `asam`, +1 with `acme`.
 
         Args:
-            closure: zeroes the gradients, evaluates loss and gradient on one batch and returns the loss (a scalar).
-                Called with gradients enabled, on the same batch and with the same random numbers every time.
+            closure: zeroes the gradients, evaluates loss and gradient on one batch and returns the loss, a
+                scalar. Called with gradients enabled and with the same random numbers every time.
 
         Returns:
             The loss at the weights the step started from, detached.
 
         Raises:
             FloatingPointError: non-finite loss or gradient at the start (or at ASAM's point).
-            TypeError, ValueError: no closure, or one that does not return a scalar.
+            TypeError, ValueError: no closure, one that does not return a scalar, a sparse gradient.
 
-        After any exception, from here or from the closure, weights, averages, step sizes, the model's buffers and the
-        random generators are as before the step. Complex and sparse gradients are refused.
+        After any exception, from here or from the closure, weights, averages, step sizes, the model's buffers
+        and the random generators are as before the step.
         """
         if closure is None:
             raise TypeError(_NO_CLOSURE)
@@ -346,6 +357,10 @@ class Acme(Optimizer):
             return self._step(torch.enable_grad()(closure), trial)
         except BaseException:
             trial.undo()
+            for param, key in trial.fresh:
+                del self.state[param][key]
+                if not self.state[param]:
+                    del self.state[param]
             raise
 
     def _step(self, closure: Callable[[], Any], trial: _Trial) -> Tensor | float:
@@ -369,8 +384,11 @@ class Acme(Optimizer):
         moments = _to_host([x for bucket in buckets for x in bucket.moments(bucket.gradients())])
         _require_finite(moments, where)
         limit = min(_limit(buckets, moments), 1.0)
-        leap = self._look_and_leap if options["acme"] else self._leap
-        self._report = leap(buckets, trial, closure, l0, limit)
+        if options["acme"]:
+            self._report = self._look_and_leap(buckets, trial, closure, l0, limit)
+        else:
+            alpha = self._leap(buckets, limit)
+            self._report = Report(l0, None, None, None, None, alpha, alpha, limit, trial.evaluations)
 
         for group in self.param_groups:
             group["t"] = 1 if self._report.decision is Decision.NON_FINITE else group["t"] + 1
@@ -389,11 +407,10 @@ class Acme(Optimizer):
             if param.grad is not None
         ]
         for _, _, param, grad in candidates:
-            if grad.is_sparse or grad.is_complex():
-                kind = "sparse" if grad.is_sparse else "complex"
+            if grad.layout is not torch.strided:
                 raise TypeError(
-                    f"Invalid gradient of a parameter of shape {tuple(param.shape)}: {kind} (expected a dense real one; "
-                    "for an embedding, pass sparse=False)"
+                    f"Invalid gradient of a parameter of shape {tuple(param.shape)}: {grad.layout} (expected a "
+                    "dense one; for an embedding, pass sparse=False)"
                 )
         norms = torch._foreach_norm([c[-1] for c in candidates], 2, dtype=torch.float64) if candidates else []
         l0, *sizes = _to_host([loss, *norms])
@@ -423,24 +440,21 @@ class Acme(Optimizer):
             state["exp_avg"].copy_(grad)
             if group["bias_correction"]:
                 state["exp_avg"].mul_(1 - group["betas"][0])
-            trial.fresh.append((state, "exp_avg"))
+            trial.fresh.append((param, "exp_avg"))
         if group["adam"] and "exp_avg_sq" not in state:
             mean_square = min(norm / param.numel() * norm, torch.finfo(dtype).max)
             state["exp_avg_sq"] = torch.full_like(state["exp_avg"], mean_square)
-            trial.fresh.append((state, "exp_avg_sq"))
+            trial.fresh.append((param, "exp_avg_sq"))
 
-    def _leap(
-        self, buckets: list[_Bucket], trial: _Trial, closure: Callable[[], Any], l0: float, limit: float
-    ) -> Report:
-        """Update the averages and move by `lr`, without looking ahead (`acme` off)."""
+    def _leap(self, buckets: list[_Bucket], limit: float) -> float:
+        """Update the averages and move by `lr`, which is returned (`acme` off)."""
         for bucket in buckets:
             gradients = bucket.gradients()
             bucket.update(gradients, limit)
             bucket.move(bucket.params, float(bucket.group["lr"]), gradients)
         for group in self.param_groups:
             group["step_size"] = float(group["lr"])
-        alpha = buckets[0].group["step_size"]
-        return Report(l0, None, None, None, None, alpha, alpha, limit, trial.evaluations)
+        return buckets[0].group["step_size"]
 
     def _look_and_leap(
         self, buckets: list[_Bucket], trial: _Trial, closure: Callable[[], Any], l0: float, limit: float
@@ -510,8 +524,9 @@ class Acme(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; the optimizer then continues bit for bit.
 
-        The saved options replace the constructor's, as in every `torch.optim` optimizer. The tensors are copied: further
-        steps leave `state_dict` as it is. Averages keep their precision (torch would cast them to the parameters').
+        The saved options replace the constructor's, as in every `torch.optim` optimizer. The tensors are
+        copied: further steps leave `state_dict` as it is. Averages keep their precision (torch would cast them
+        to the parameters').
 
         Raises:
             ValueError: groups that do not match, options out of range, or `asam` without names.
@@ -530,6 +545,7 @@ class Acme(Optimizer):
                 self.state[param] = {
                     key: value.detach().to(param.device, _state_dtype(param), copy=True)
                     for key, value in loaded["state"][index].items()
+                    if isinstance(value, Tensor)
                 }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -631,7 +647,7 @@ class _Bucket:
         return result
 
     def update(self, gradients: list[Tensor], limit: float) -> None:
-        """m ← β1·m + (1 - β1)·g' and, with `adam`, v ← β2·v + (1 - β2)·g'², where g' = limit·g."""
+        """m ← β1·m + (1 - β1)·g' and, with `adam`, v ← β2·v + (1 - β2)·g'²; g' is `limit`·g."""
         if limit < 1:
             gradients = list(torch._foreach_mul(gradients, limit))
         torch._foreach_mul_(self.m, self.beta1)
@@ -641,7 +657,7 @@ class _Bucket:
             torch._foreach_addcmul_(self.v, gradients, gradients, value=1 - self.beta2)
 
     def move(self, weights: list[Tensor], size: float, gradients: list[Tensor]) -> None:
-        """Put the parameters at `weights` - size·d (with Nesterov momentum, `gradients` in its last term), decayed."""
+        """Put the parameters at `weights` - size·d, decayed; Nesterov's last term takes `gradients`."""
         direction = self.direction()
         if self.group["nesterov"]:
             torch._foreach_mul_(direction, self.beta1)
@@ -684,10 +700,10 @@ class _Trial:
         self.after: _Surroundings | None = None
         self.evaluations = 0
         self.buckets: list[_Bucket] = []
-        self.fresh: list[tuple[dict[str, Tensor], str]] = []  # state entries that began in this step
+        self.fresh: list[tuple[Tensor, str]] = []  # state entries that began in this step
 
     def evaluate(self, closure: Callable[[], Any]) -> tuple[Tensor | float, Tensor]:
-        """One evaluation: the loss as the closure returned it, detached and copied, and as a float64 scalar."""
+        """One evaluation: the loss as the closure returned it, but detached, and as a float64 scalar."""
         if self.evaluations == 1:
             self.after = _Surroundings(self.model, self.devices)
         if self.after is not None:
@@ -699,14 +715,14 @@ class _Trial:
         if isinstance(value, Tensor):
             if value.numel() != 1 or value.is_complex():
                 raise ValueError(
-                    f"Invalid loss: a tensor of shape {tuple(value.shape)} and dtype {value.dtype} (expected the closure to "
-                    "return one real number)"
+                    f"Invalid loss: a tensor of shape {tuple(value.shape)} and dtype {value.dtype} (expected "
+                    "the closure to return one real number)"
                 )
             value = value.detach().clone()  # a closure may return the same memory every time
             return value, value.double().reshape(())
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
-                f"Invalid loss: {value!r} (expected the closure to return the loss, a scalar tensor or number)"
+                f"Invalid loss: {value!r} (expected the closure to return a scalar tensor or a number)"
             )
         return value, torch.tensor(float(value), dtype=torch.float64)
 
@@ -720,10 +736,8 @@ class _Trial:
             torch._foreach_copy_(bucket.params, bucket.weights)
 
     def undo(self) -> None:
-        """Back to before the step: weights, new state, generators, buffers."""
+        """Back to before the step: weights, generators, buffers."""
         self.restore_weights()
-        for state, key in self.fresh:
-            del state[key]
         self.before.restore()
 
 
@@ -763,9 +777,9 @@ def _dots(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
 
 
 def _limit(buckets: list[_Bucket], moments: list[float]) -> float:
-    """k, the factor on the gradient for which the new average's squared norm is `GROWTH_LIMIT` times the old one's.
+    """k, the factor on the gradient for which the average's squared norm grows `GROWTH_LIMIT` times.
 
-    The norm is that of the metric 1/D over all parameters; `moments` are theirs, as `_Bucket.moments` orders them.
+    The norm is that of the metric 1/D over all parameters; `moments` are theirs, in `_Bucket.moments`' order.
     Each parameter counts with its group's β1. k is the positive root of a·k² + 2b·k - c = 0.
     """
     a = b = c = 0.0
@@ -809,8 +823,8 @@ def _require_finite(values: list[float], where: str, loss: float | None = None) 
         return
     what = "gradient" if loss is None or math.isfinite(loss) else f"loss ({loss})"
     raise FloatingPointError(
-        f"Non-finite {what} {where} of the step. Weights, averages and step size are as before it; skip the batch, or "
-        "look for what overflows."
+        f"Non-finite {what} {where} of the step. Weights, averages and step size are as before it; skip the "
+        "batch, or look for what overflows."
     )
 
 
@@ -878,8 +892,8 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         checked[name] = options[name]
     if options["differentiable"]:
         raise ValueError(
-            "Invalid differentiable: True (expected False: the step size comes from comparisons and from losses read as "
-            "numbers, so there is no derivative through a step)"
+            "Invalid differentiable: True (expected False: the step size comes from comparisons and from losses "
+            "read as numbers, so there is no derivative through a step)"
         )
     steps = options["total_steps"]
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral)):

@@ -81,6 +81,13 @@ class RunConfig:
         """Gradient evaluations of one optimizer step: 1, +1 with ASAM, +1 with ACME."""
         return 1 + self.asam + self.acme
 
+    @property
+    def name(self) -> str:
+        """A file name for the run, from the options that usually differ."""
+        switches = [name for name in ("adam", "asam", "nesterov", "acme") if getattr(self, name)]
+        base = "-".join(switches if self.adam else ["sgd", *switches])
+        return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
+
     def check(self) -> None:
         """Raise `UsageError` at the first option that cannot work; touches neither data nor device."""
 

@@ -1,0 +1,376 @@
+"""The training transform as batched tensor operations, on the device that holds the images.
+
+In this order: random crop with zero padding, horizontal flip, AutoAugment with the CIFAR-10 policy (Cubuk
+et al., "AutoAugment: Learning Augmentation Strategies from Data", CVPR 2019, as torchvision defines it for
+8-bit tensors), conversion to [0, 1], normalisation, cutout (DeVries and Taylor, "Improved Regularization of
+Convolutional Neural Networks with Cutout", 2017). There is no loop over images and no worker process: a
+whole batch or a whole epoch goes through at once.
+
+AutoAugment here gives torchvision's pixels exactly. Operations that move pixels, and those that map each
+grey level to another, are read off torchvision once, as an index map or as a table of 256 levels. The
+images are then sorted by the operation drawn for them, and each operation runs once on all of its images.
+
+torchvision's tensor operations and its PIL operations are not the same function everywhere. At the
+CIFAR-10 policy's magnitudes, Invert, Posterize, Solarize, Brightness, Equalize, TranslateX, TranslateY,
+ShearY and Rotate agree in every pixel; Color, Contrast, Sharpness and AutoContrast round differently, by
+at most one grey level. The tests hold both.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icassp25.vision import autoaugment, functional
+
+IMAGE_SIZE = 32
+CROP_PADDING = 4
+FLIP_PROBABILITY = 0.5
+CUTOUT_PROBABILITY = 0.5
+CUTOUT_SIZE = 16
+# The corner of the square is uniform in −8 … 23, so its centre is uniform over the image.
+CUTOUT_FIRST_CORNER = -8
+CUTOUT_LAST_CORNER = 23
+MAGNITUDE_BINS = 10  # as torchvision's AutoAugment.forward
+
+
+class Operation(NamedTuple):
+    """An AutoAugment operation with its signed magnitude, in the units of torchvision's `_apply_op`."""
+
+    name: str
+    magnitude: float
+
+
+IDENTITY = Operation("Identity", 0.0)
+_POINTWISE = frozenset({"Brightness", "Posterize", "Solarize", "Invert"})
+_GEOMETRIC = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
+
+
+def _read_policy() -> tuple[list[Operation], list[list[list[int]]], list[list[float]]]:
+    """torchvision's CIFAR-10 policy: the distinct operations, their places and their probabilities."""
+    policy = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10)
+    space = policy._augmentation_space(MAGNITUDE_BINS, (IMAGE_SIZE, IMAGE_SIZE))
+    operations = [IDENTITY]
+    places, probabilities = [], []
+    for sub_policy in policy.policies:
+        sub_policy_places = []
+        for name, _, level in sub_policy:
+            magnitudes, signed = space[name]
+            magnitude = 0.0 if level is None else float(magnitudes[level])
+            both_signs = [Operation(name, -magnitude if signed else magnitude), Operation(name, magnitude)]
+            for operation in both_signs:
+                if operation not in operations:
+                    operations.append(operation)
+            sub_policy_places.append([operations.index(operation) for operation in both_signs])
+        places.append(sub_policy_places)
+        probabilities.append([probability for _, probability, _ in sub_policy])
+    return operations, places, probabilities
+
+
+# OPERATIONS: the distinct operations, the identity first; the tables below hold places in this list.
+# SUB_POLICIES: [25][2][2], by sub-policy, first or second operation, and sign (0 negative, 1 positive).
+# PROBABILITIES: [25][2], of applying the operation.
+OPERATIONS, SUB_POLICIES, PROBABILITIES = _read_policy()
+
+
+def augment(images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    """The whole training transform: crop, flip, AutoAugment, [0, 1], normalise, cutout.
+
+    Every image draws for itself. The draws are made for all images together, so the same generator state
+    gives the same result only for the same number of images.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        mean: float32 [3], the training set's mean per channel, in [0, 1].
+        std: float32 [3], its standard deviation, same scale.
+        generator: source of the randomness, on the device of `images`.
+
+    Returns:
+        float32 [n, 3, 32, 32] on the device of `images`.
+
+    Raises:
+        ValueError: an argument has another dtype or shape, or the generator is on another device.
+    """
+    images = random_crop(images, generator)
+    images = random_flip(images, generator)
+    images = auto_augment(images, generator)
+    return _cut_squares(normalise(images, mean, std), generator)
+
+
+def random_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pad by 4 black pixels on each side, then cut 32×32 at a uniform offset of 0 … 8 in each axis.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        generator: on the device of `images`.
+
+    Returns:
+        uint8 [n, 3, 32, 32].
+
+    Raises:
+        ValueError: wrong dtype or shape, or the generator is on another device.
+    """
+    _check_images(images)
+    _check_generator(images, generator)
+    count, device = len(images), images.device
+    padded = torch.nn.functional.pad(images, (CROP_PADDING,) * 4)
+    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator, device=device)
+    # All 9×9 crops as one view of the padded images: [n, 3, 9, 9, 32, 32], no copy.
+    crops = padded.unfold(2, IMAGE_SIZE, 1).unfold(3, IMAGE_SIZE, 1)
+    return crops[torch.arange(count, device=device), :, top, left]
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image left to right with probability ½.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        generator: on the device of `images`.
+
+    Returns:
+        uint8 [n, 3, 32, 32].
+
+    Raises:
+        ValueError: wrong dtype or shape, or the generator is on another device.
+    """
+    _check_images(images)
+    _check_generator(images, generator)
+    flipped = torch.rand(len(images), generator=generator, device=images.device) < FLIP_PROBABILITY
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """AutoAugment with the CIFAR-10 policy: nearest-neighbour interpolation, fill 0.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        generator: on the device of `images`.
+
+    Returns:
+        uint8 [n, 3, 32, 32].
+
+    Raises:
+        ValueError: wrong dtype or shape, or the generator is on another device.
+    """
+    _check_images(images)
+    _check_generator(images, generator)
+    return apply_operations(images, choose_operations(len(images), generator))
+
+
+def choose_operations(count: int, generator: torch.Generator) -> Tensor:
+    """Draw the two operations of each image: one of 25 sub-policies, and for each of its two operations
+    whether it is applied and its sign.
+
+    Returns:
+        int64 [count, 2], places in `OPERATIONS` (0, the identity, where not applied), on the generator's
+        device.
+    """
+    device = generator.device
+    sub_policies = torch.tensor(SUB_POLICIES, device=device)
+    probabilities = torch.tensor(PROBABILITIES, device=device)
+    sub_policy = torch.randint(len(SUB_POLICIES), (count,), generator=generator, device=device)
+    applied = torch.rand(count, 2, generator=generator, device=device) <= probabilities[sub_policy]
+    sign = torch.randint(2, (count, 2), generator=generator, device=device)
+    chosen = sub_policies[sub_policy].gather(2, sign[:, :, None]).squeeze(2)
+    return torch.where(applied, chosen, 0)
+
+
+def apply_operations(images: Tensor, chosen: Tensor) -> Tensor:
+    """Apply to each image its operations, from the first column to the last.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        chosen: int64 [n, k], places in `OPERATIONS`, on the device of `images`.
+
+    Returns:
+        uint8 [n, 3, 32, 32], a new tensor. Each image depends on its own pixels and operations only.
+
+    Raises:
+        ValueError: `images` has the wrong dtype or shape.
+    """
+    _check_images(images)
+    for column in chosen.unbind(1):
+        order = column.argsort(stable=True)
+        grouped = images[order]
+        counts = torch.bincount(column, minlength=len(OPERATIONS)).tolist()
+        for operation, group in zip(OPERATIONS, grouped.split(counts), strict=True):
+            if len(group) and operation != IDENTITY:
+                group.copy_(apply_operation(group, operation))
+        images = torch.empty_like(images)
+        images[order] = grouped
+    return images
+
+
+def apply_operation(images: Tensor, operation: Operation) -> Tensor:
+    """Apply one operation to every image; each pixel equals torchvision's `_apply_op` on that image.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        operation: name and signed magnitude.
+
+    Returns:
+        uint8 [n, 3, 32, 32].
+
+    Raises:
+        ValueError: wrong dtype or shape, or an operation that torchvision does not know.
+    """
+    _check_images(images)
+    name, magnitude = operation
+    if name in _GEOMETRIC:
+        return _move_pixels(images, _source_map(operation, images.device))
+    if name in _POINTWISE:
+        return _look_up(images, _grey_table(operation, images.device))
+    if name == "AutoContrast":
+        return _look_up(images, _autocontrast_tables(images))
+    if name == "Equalize":
+        return _look_up(images, _equalize_tables(images))
+    if name == "Sharpness":
+        return _adjust_sharpness(images, 1.0 + magnitude)
+    return _torchvision_operation(images, operation)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(image / 255 − mean) / std, per channel: the whole test transform.
+
+    Args:
+        images: uint8 [n, 3, 32, 32].
+        mean: float32 [3], in [0, 1].
+        std: float32 [3], same scale, positive.
+
+    Returns:
+        float32 [n, 3, 32, 32], a new tensor.
+
+    Raises:
+        ValueError: an argument has another dtype or shape.
+    """
+    _check_images(images)
+    for name, value in (("mean", mean), ("std", std)):
+        if value.dtype != torch.float32 or value.shape != (3,):
+            raise ValueError(f"Invalid {name}: {value.dtype} {list(value.shape)}, expected float32 [3].")
+    return images.to(torch.float32).div_(255).sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+
+
+def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+    """With probability ½, set a 16×16 square to 0; its corner is uniform in −8 … 23 in each axis.
+
+    The part of the square outside the image has no effect. On normalised images 0 is the mean colour.
+
+    Args:
+        images: float32 [n, 3, 32, 32], normalised.
+        generator: on the device of `images`.
+
+    Returns:
+        float32 [n, 3, 32, 32], a new tensor.
+
+    Raises:
+        ValueError: wrong dtype or shape, or the generator is on another device.
+    """
+    _check_images(images, torch.float32)
+    _check_generator(images, generator)
+    return _cut_squares(images.clone(), generator)
+
+
+def _cut_squares(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`cutout` in place."""
+    count, device = len(images), images.device
+    cut = torch.rand(count, generator=generator, device=device) < CUTOUT_PROBABILITY
+    top, left = torch.randint(
+        CUTOUT_FIRST_CORNER, CUTOUT_LAST_CORNER + 1, (2, count, 1), generator=generator, device=device
+    )
+    pixel = torch.arange(IMAGE_SIZE, device=device)
+    rows = (pixel >= top) & (pixel < top + CUTOUT_SIZE) & cut[:, None]
+    columns = (pixel >= left) & (pixel < left + CUTOUT_SIZE)
+    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _torchvision_operation(images: Tensor, operation: Operation) -> Tensor:
+    return autoaugment._apply_op(
+        images, *operation, interpolation=functional.InterpolationMode.NEAREST, fill=None
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _source_map(operation: Operation, device: torch.device) -> Tensor:
+    """Where each pixel of the result comes from: int64 [1024], 0 for black, else 1 + the source's place.
+
+    Read off torchvision, which is given an image whose pixels are their own places. The map is always made
+    on the CPU: a coordinate half-way between two pixels may round otherwise on another device.
+    """
+    places = torch.arange(1, IMAGE_SIZE**2 + 1, dtype=torch.float32).view(1, 1, IMAGE_SIZE, IMAGE_SIZE)
+    return _torchvision_operation(places, operation).flatten().to(device, torch.int64)
+
+
+def _move_pixels(images: Tensor, source_map: Tensor) -> Tensor:
+    channels = images.reshape(-1, IMAGE_SIZE**2)
+    moved = channels.gather(1, (source_map - 1).clamp_(min=0).expand(channels.shape))
+    return moved.mul_(source_map > 0).view(images.shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _grey_table(operation: Operation, device: torch.device) -> Tensor:
+    """torchvision's result for each of the 256 grey levels: uint8 [1, 256]."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256)
+    return _torchvision_operation(levels, operation).view(1, 256).to(device)
+
+
+def _look_up(images: Tensor, tables: Tensor) -> Tensor:
+    """Replace each grey level by its entry in the table: uint8 [1, 256], or [3n, 256] for each channel."""
+    levels = images.reshape(-1, IMAGE_SIZE**2).to(torch.int64)
+    return tables.expand(len(levels), 256).gather(1, levels).view(images.shape)
+
+
+def _autocontrast_tables(images: Tensor) -> Tensor:
+    """Stretch each channel's range to 0 … 255; a channel of one level stays. uint8 [3n, 256]."""
+    channels = images.reshape(-1, IMAGE_SIZE**2)
+    low = channels.amin(1, keepdim=True).to(torch.float32)
+    high = channels.amax(1, keepdim=True).to(torch.float32)
+    flat = low == high
+    scale = torch.where(flat, 1.0, 255 / (high - low))
+    levels = torch.arange(256, device=images.device, dtype=torch.float32)
+    return ((levels - torch.where(flat, 0.0, low)) * scale).clamp_(0, 255).to(torch.uint8)
+
+
+def _equalize_tables(images: Tensor) -> Tensor:
+    """Flatten each channel's histogram in torchvision's integer arithmetic (PIL's). uint8 [3n, 256]."""
+    levels = images.reshape(-1, IMAGE_SIZE**2).to(torch.int64)
+    histogram = levels.new_zeros(len(levels), 256)
+    histogram.scatter_add_(1, levels, levels.new_ones(()).expand_as(levels))
+    in_highest_level = histogram.gather(1, levels.amax(1, keepdim=True))
+    step = (IMAGE_SIZE**2 - in_highest_level) // 255
+    below = histogram.cumsum(1) - histogram
+    tables = (below + step // 2) // step.clamp(min=1)
+    # Too few pixels below the highest level for a step: the channel stays as it is.
+    unchanged = torch.arange(256, device=images.device)
+    return torch.where(step == 0, unchanged, tables.clamp_(0, 255)).to(torch.uint8)
+
+
+def _adjust_sharpness(images: Tensor, factor: float) -> Tensor:
+    """factor · image + (1 − factor) · smoothed image, where the smoothed image keeps the border pixels.
+
+    The smoothing kernel is 1/13 · [[1, 1, 1], [1, 5, 1], [1, 1, 1]], rounded. Sums of 8-bit levels are
+    exact in 16 bits and a thirteenth is never half-way between integers, so this equals torchvision's
+    convolution in every pixel, at a fraction of its time on a CPU.
+    """
+    levels = images.to(torch.int16)
+    columns = levels[:, :, :-2] + levels[:, :, 1:-1] + levels[:, :, 2:]
+    total = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:] + 4 * levels[:, :, 1:-1, 1:-1]
+    smoothed = images.to(torch.float32)
+    smoothed[:, :, 1:-1, 1:-1] = (total.to(torch.float32) / 13).round_()
+    return (factor * images).add_(smoothed.mul_(1.0 - factor)).clamp_(0, 255).to(torch.uint8)
+
+
+def _check_images(images: Tensor, dtype: torch.dtype = torch.uint8) -> None:
+    if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(
+            f"Invalid images: {images.dtype} {list(images.shape)}, expected {dtype} [n, 3, 32, 32]."
+        )
+
+
+def _check_generator(images: Tensor, generator: torch.Generator) -> None:
+    if generator.device.type != images.device.type:
+        raise ValueError(
+            f"Invalid generator: on {generator.device}, expected the images' device {images.device}."
+        )

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Train a WRN or a PyramidNet on CIFAR-100 with ACME, or with one of its 16 combinations, and leave a CSV."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from icassp25 import runlog
+from icassp25.config import DATASETS, MODELS, PRECISIONS, RunConfig, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.rstrip('.')}.\n")
+
+
+def parse(arguments: list[str] | None = None) -> RunConfig:
+    default = RunConfig()
+    parser = Parser(prog="cifar100.acme.py", description=__doc__)
+
+    def option(name: str, help: str, **kwargs) -> None:
+        value = getattr(default, name[2:].replace("-", "_"))
+        kwargs.setdefault("default", value)
+        if value is not None and value is not False and "(default" not in help:
+            help += " (default: %(default)s)"
+        parser.add_argument(name, help=help, **kwargs)
+
+    def switch(name: str, help: str) -> None:
+        option(name, help, action="store_true")
+
+    option("--data-dir", "folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, "
+           "where it is downloaded to if missing)", metavar="DIR")  # fmt: skip
+    option("--batch-size", "images a step; the last incomplete batch is dropped", type=int, metavar="N")
+    option("--model", "network", choices=MODELS)
+    option("--depth", "(default: 16 for WRN, 110 for Pyramid)", type=int, default=None, metavar="N")
+    option("--width-alpha", "WRN's widening factor or PyramidNet's alpha (default: 8 for WRN, 40 for Pyramid)",
+           type=int, default=None, metavar="N")  # fmt: skip
+    switch("--bottleneck", "PyramidNet with bottleneck blocks")
+    option("--dropout", "dropout probability inside WRN's blocks", type=float, metavar="P")
+    option("--epochs", "passes over the training images", type=int, metavar="N")
+    option("--lr", "initial step size", type=float, metavar="X")
+    option("--label-smoothing", "in the training and the test loss", type=float, metavar="X")
+    option("--momentum", "beta1; beta2 is always 0.999", type=float, metavar="X")
+    option("--threads", "CPU threads for data and, on the CPU, training", type=int, metavar="N")
+    option("--rho", "radius of ASAM's neighbourhood", type=float, metavar="X")
+    option("--eta", "added to the weights' magnitudes in ASAM", type=float, metavar="X")
+    option("--weight-decay", "decoupled weight decay", type=float, metavar="X")
+    option("--acme-script", "package the optimizer is imported from", metavar="NAME")
+    switch("--acme", "adapt the step size (one more evaluation a step, no scheduler)")
+    switch("--asam", "adaptive sharpness-aware minimisation (one more evaluation a step)")
+    switch("--adam", "Adam's element-wise scaling, with bias correction")
+    switch("--nesterov", "Nesterov momentum")
+    option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")
+    option("--seed", "of weights, sampling, augmentation and dropout", type=int, metavar="N")
+    option("--device", "auto, cpu, cuda, cuda:1, …", metavar="NAME")
+    option("--precision", "float32, tf32 (GPU) or bfloat16 autocast", choices=PRECISIONS)
+    switch("--compile", "compile the network with torch.compile")
+    option("--dataset", "synthetic: a built-in set of 100 classes, for machines without the data",
+           choices=DATASETS)  # fmt: skip
+    option("--train-images", "a stratified subset of N training images", type=int, metavar="N")
+    option("--validation", "hold N training images out, for choosing anything", type=int, metavar="N")
+    option("--output", "the run's CSV; its JSON stands beside it (default: results/runs/, named after the options)",
+           metavar="FILE")  # fmt: skip
+    switch("--resume", "go on after an interruption; do nothing if the run is finished")
+    config = RunConfig(**vars(parser.parse_args(arguments)))
+    try:
+        config.check()
+    except UsageError as error:
+        parser.error(str(error))
+    return config
+
+
+def main() -> None:
+    config = parse()
+    path = runlog.csv_path(config.output) if config.output else Path("results/runs") / f"{config.name}.csv"
+    try:
+        if runlog.settled(path, config):
+            print(f"already finished: {path}")
+            return
+        from icassp25.train import run  # imports torch: only once there is something to do
+
+        run(config, path)
+    except UsageError as error:
+        print(f"cifar100.acme.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

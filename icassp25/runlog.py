@@ -1,0 +1,376 @@
+"""The record of a run: one CSV row an epoch, and a JSON beside it that says what was run.
+
+This module alone knows the columns, for writing and for reading. Writing needs the standard library
+only; reading needs pandas as well; neither needs torch.
+
+    log = RunLog(path, config, {"versions": …, "commit": …, "device": …, "parameters": …})
+    log.append(Row(epoch=1, …))
+    log.finish()
+    run = read_run(path)
+
+Each file is written whole under a temporary name and renamed, so that a reader, or a killed run, never
+leaves or meets half of one. The JSON is the last thing to say "finished": where it does, the CSV is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icassp25.config import RunConfig, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COUNTS = ("epoch", "steps", "evaluations")
+MEASURES = ("seconds", "lr", "step_size", "train_loss", "train_error", "test_loss", "test_error")
+SHARES = (*(f"share_{code}" for code in range(8)), "share_nonfinite")
+VALIDATION = ("validation_loss", "validation_error")
+
+GIVEN = ("versions", "commit", "device", "parameters")
+"""What the training loop has to say about itself in the JSON; the rest is known here."""
+
+
+class UnusableRun(ValueError):
+    """A CSV or its JSON cannot be read as a finished run; the message is one sentence that says why."""
+
+
+def columns(config: RunConfig) -> tuple[str, ...]:
+    """The CSV's columns, in their order."""
+    return COUNTS + MEASURES + SHARES + (VALIDATION if config.validation > 0 else ())
+
+
+def csv_path(output: str) -> Path:
+    """The CSV that `--output` names, with or without its suffix."""
+    return Path(output if output.endswith(".csv") else output + ".csv")
+
+
+def sidecar_path(path: Path) -> Path:
+    """The JSON that belongs to a run's CSV."""
+    return path.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch of a run.
+
+    `steps`, `evaluations` (gradient evaluations) and `seconds` (training, without testing) count from the
+    start of the run; errors are fractions. `shares` are those of decision codes 0 to 7 and of non-finite
+    look-ahead points among the epoch's steps, None with ACME off; the validation values are None unless
+    images are held out. A loss that is not finite says that the run diverged. A checkpoint holds rows as
+    `dataclasses.asdict(row)`; `Row(**entry)` gives them back.
+    """
+
+    epoch: int
+    steps: int
+    evaluations: int
+    seconds: float
+    lr: float
+    step_size: float
+    train_loss: float
+    train_error: float
+    test_loss: float
+    test_error: float
+    shares: tuple[float, ...] | None = None
+    validation_loss: float | None = None
+    validation_error: float | None = None
+
+    @property
+    def diverged(self) -> bool:
+        losses = (self.train_loss, self.test_loss, self.validation_loss)
+        return not all(math.isfinite(loss) for loss in losses if loss is not None)
+
+    def cells(self, config: RunConfig) -> list[str]:
+        """The row as the CSV's text: floats so that reading gives the same bits, empty where None."""
+        shares = (None,) * len(SHARES) if self.shares is None else tuple(self.shares)
+        if len(shares) != len(SHARES):
+            raise ValueError(f"Invalid shares: {len(shares)} values, expected {len(SHARES)}")
+        values: list[float | None] = [
+            *(float(getattr(self, name)) for name in MEASURES),
+            *shares,
+            *(getattr(self, name) for name in VALIDATION if config.validation > 0),
+        ]
+        counts = [str(int(getattr(self, name))) for name in COUNTS]
+        return counts + ["" if value is None else repr(float(value)) for value in values]
+
+
+class RunLog:
+    """Writes a run's CSV and JSON.
+
+    Args:
+        path: the CSV; the JSON stands beside it, with the suffix `.json`.
+        config: the run's configuration.
+        sidecar: what the training loop knows: `versions` (name → version), `commit` (or None), `device`
+            (its name, in words) and `parameters` (their number); further names are added as they are, except
+            those this class writes itself.
+        rows: the rows of the epochs already trained (those in the checkpoint), when resuming.
+
+    Raises:
+        UsageError: the files cannot be written.
+        ValueError: `sidecar` lacks an entry.
+    """
+
+    def __init__(
+        self, path: Path, config: RunConfig, sidecar: Mapping[str, Any], rows: Iterable[Row] = ()
+    ) -> None:
+        missing = [name for name in GIVEN if name not in sidecar]
+        if missing:
+            raise ValueError(f"Invalid sidecar: {', '.join(missing)} missing")
+        self.path = Path(path)
+        self.config = config
+        self.rows = list(rows)
+        self.status = "running"
+        self._sidecar = dict(sidecar)
+        self._start = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._earlier = 0.0
+        self._clock = time.monotonic()
+        if self.rows:
+            self._continue_from(sidecar_path(self.path))
+        check_writable(self.path)
+        # The JSON first: from here on nobody takes what an older run left in the CSV for finished.
+        self._write_json()
+        self._write_csv()
+
+    @classmethod
+    def resume(cls, path: Path, config: RunConfig, sidecar: Mapping[str, Any], rows: Iterable[Row]) -> RunLog:
+        """Go on with the rows of a checkpoint: the CSV becomes those rows, whatever it held."""
+        return cls(path, config, sidecar, rows)
+
+    def append(self, row: Row) -> None:
+        """Add an epoch's row; both files are up to date on return."""
+        if row.epoch != len(self.rows) + 1:
+            raise ValueError(f"Invalid epoch: {row.epoch}, expected {len(self.rows) + 1}")
+        row.cells(self.config)  # refuses a row that cannot be written before it is kept
+        self.rows.append(row)
+        self._write_csv()
+        self._write_json()
+
+    def finish(self) -> None:
+        """Say in the JSON that the run is over: diverged if some row's loss is not finite, else finished."""
+        diverged = any(row.diverged for row in self.rows)
+        if not diverged and len(self.rows) != self.config.epochs:
+            raise ValueError(f"Invalid end of a run: {len(self.rows)} of {self.config.epochs} epochs logged")
+        self.status = "diverged" if diverged else "finished"
+        self._write_json()
+
+    def _continue_from(self, path: Path) -> None:
+        """Keep the start and add to the duration that an interrupted run's JSON tells, if it can be read."""
+        try:
+            earlier = _read_json(path)
+            start, duration = str(earlier["start"]), float(earlier["duration"])
+        except (UnusableRun, KeyError, TypeError, ValueError):
+            return
+        self._start, self._earlier = start, duration
+
+    def _write_csv(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns(self.config))
+        writer.writerows(row.cells(self.config) for row in self.rows)
+        write_whole(self.path, text.getvalue())
+
+    def _write_json(self) -> None:
+        known = {
+            "status": self.status,
+            "finished": self.status != "running",
+            "rows": len(self.rows),
+            "seed": self.config.seed,
+            "options": self.config.to_dict(),
+            "steps_per_epoch": self.config.steps_per_epoch,
+            "host_cores": os.cpu_count(),
+            "start": self._start,
+            "duration": round(self._earlier + time.monotonic() - self._clock, 3),
+        }
+        given = {name: value for name, value in self._sidecar.items() if name not in known}
+        content = json.dumps({**known, **given}, indent=2, allow_nan=False)
+        write_whole(sidecar_path(self.path), content + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a run's CSV and try to write there; touches no existing file.
+
+    Raises:
+        UsageError: the folder cannot be made or written, or `path` is a folder or not named `*.csv`.
+    """
+    path = Path(path)
+    if path.suffix != ".csv":
+        raise UsageError(f"--output {path}: expected a name that ends in .csv.")
+    if path.is_dir():
+        raise UsageError(f"--output {path}: is a folder, expected the name of a CSV file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path) as temporary:
+            temporary.write_text("")
+            temporary.unlink()
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written ({error.strerror or error}).") from None
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name in its folder, then rename it: it is there whole or not at all."""
+    with _temporary(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or diverged) run, as read: counts are int64, all else float64, empty cells NaN."""
+
+    path: Path
+    config: RunConfig
+    sidecar: dict[str, Any]
+    frame: pd.DataFrame
+
+    @property
+    def diverged(self) -> bool:
+        return self.sidecar["status"] == "diverged"
+
+
+def settled(path: Path, config: RunConfig) -> bool:
+    """Whether nothing is left to do for `config`, a `--resume` of a run that `path` already holds finished.
+
+    Raises:
+        UsageError: going on would overwrite a finished run, or mix two runs.
+    """
+    try:
+        sidecar = _read_json(sidecar_path(path))
+        differences = config.same_run(_read_config(sidecar))
+    except UnusableRun:
+        return False
+    if sidecar.get("finished") is not True or not path.exists():
+        return False
+    if differences:
+        raise UsageError(
+            f"--output {path}: holds a finished run that differs in {', '.join(differences)}; "
+            "choose another name or delete it."
+        )
+    if not config.resume:
+        raise UsageError(
+            f"--output {path}: holds this run, finished; choose another name, delete it, or pass --resume "
+            "to keep it."
+        )
+    return True
+
+
+def read_run(path: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        UnusableRun: the JSON is missing or unreadable, the run is not finished, or the CSV is not what the
+            JSON says: other columns, a row cut off or missing, a cell that is not a finite number in a run
+            that did not diverge.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    sidecar = _read_json(sidecar_path(path))
+    config = _read_config(sidecar)
+    status, rows = sidecar.get("status"), sidecar.get("rows")
+    if status not in ("finished", "diverged") or sidecar.get("finished") is not True:
+        raise UnusableRun(f"the run is not finished ({rows} of {config.epochs} epochs)")
+    lacking = [name for name in GIVEN if name not in sidecar]
+    if lacking:
+        raise UnusableRun(f"its JSON lacks {', '.join(lacking)}")
+    table = _read_cells(path, columns(config))
+    diverged = status == "diverged"
+    if len(table) != rows or not (diverged or rows == config.epochs):
+        raise UnusableRun(f"{len(table)} rows where its JSON says {rows}, of {config.epochs} epochs")
+
+    def number(text: str, line: int, name: str) -> float:
+        empty = name in SHARES and not config.acme
+        try:
+            value = math.nan if not text else int(text) if name in COUNTS else float(text)
+        except ValueError:
+            usable = False
+        else:
+            usable = not text if empty else math.isfinite(value) or (diverged and name not in COUNTS)
+        if not usable:
+            expected = "nothing, as ACME is off" if empty else "a finite number"
+            raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
+        return value
+
+    cells = {
+        name: [number(row[index], line, name) for line, row in enumerate(table, start=2)]
+        for index, name in enumerate(columns(config))
+    }
+    if cells["epoch"] != list(range(1, len(table) + 1)):
+        raise UnusableRun(f"its epochs are not 1 to {len(table)}")
+    dtypes = {name: "int64" if name in COUNTS else "float64" for name in cells}
+    return Run(path, config, sidecar, pd.DataFrame(cells).astype(dtypes))
+
+
+def read_study(folder: Path) -> tuple[list[Run], list[str]]:
+    """A folder's finished runs, by name, and for every other file a sentence: why it is left out."""
+    folder = Path(folder)
+    runs, left_out = [], []
+    names = {path.with_suffix(".csv") for suffix in ("csv", "json") for path in folder.glob(f"*.{suffix}")}
+    for path in sorted(names):
+        try:
+            runs.append(read_run(path))
+        except UnusableRun as reason:
+            left_out.append(f"{path.name} is left out: {reason}.")
+    return runs, left_out
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UnusableRun(f"its JSON ({path.name}) is missing") from None
+    except (OSError, ValueError) as error:
+        raise UnusableRun(f"its JSON ({path.name}) cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise UnusableRun(f"its JSON ({path.name}) is not an object")
+    return content
+
+
+def _read_config(sidecar: dict[str, Any]) -> RunConfig:
+    try:
+        config = RunConfig.from_dict(sidecar["options"])
+        config.check()
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise UnusableRun(f"its JSON does not hold a run's options ({str(error).rstrip('.')})") from None
+    return config
+
+
+def _read_cells(path: Path, expected: tuple[str, ...]) -> list[list[str]]:
+    """The CSV's rows as text, all of the expected length."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise UnusableRun("the CSV of this JSON is missing") from None
+    except (OSError, ValueError) as error:
+        raise UnusableRun(f"the CSV cannot be read ({error})") from None
+    try:
+        header, *table = list(csv.reader(io.StringIO(text))) or [[]]
+    except csv.Error as error:
+        raise UnusableRun(f"the CSV cannot be read ({error})") from None
+    if tuple(header) != expected:
+        unknown = sorted(set(header).symmetric_difference(expected))
+        raise UnusableRun(f"its columns are not those of a run ({', '.join(unknown) or 'other order'})")
+    for line, row in enumerate(table, start=2):
+        if len(row) != len(expected):
+            raise UnusableRun(f"line {line} has {len(row)} cells, expected {len(expected)}")
+    if not text.endswith("\n"):
+        raise UnusableRun(f"line {len(table) + 1} is cut off")
+    return table

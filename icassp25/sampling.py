@@ -1,0 +1,46 @@
+"""The order in which an epoch draws its images: stratified, so that every batch holds every class alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """One epoch's random order in which each round draws one image of every class.
+
+    Each class's images are shuffled; then, round after round, one image of every class that still has any
+    is drawn, the classes in a new random order each round. With c classes of equal size, positions
+    k·c … (k+1)·c − 1 hold every class exactly once, so a batch of m·c consecutive positions holds every
+    class m times.
+
+    Args:
+        labels: int64 [n], the class of every image; any integers, class sizes may differ.
+        generator: source of the randomness, on the device of `labels`.
+
+    Returns:
+        int64 [n], a permutation of 0 … n − 1, on the device of `labels`.
+
+    Raises:
+        ValueError: `labels` is not an int64 vector, or the generator is on another device.
+    """
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(
+            f"Invalid labels: {labels.dtype} {list(labels.shape)}, expected an int64 tensor of one dimension."
+        )
+    if generator.device.type != labels.device.type:
+        raise ValueError(
+            f"Invalid generator: on {generator.device}, expected the labels' device {labels.device}."
+        )
+    count, device = len(labels), labels.device
+
+    # A stable sort of a random permutation leaves equal keys in random order, without ties to break.
+    shuffled = torch.randperm(count, generator=generator, device=device)
+    by_class, order = labels[shuffled].sort(stable=True)
+    by_class_index = shuffled[order]
+    # An image is drawn in the round that equals its place within its class.
+    first_of_class = torch.searchsorted(by_class, by_class)
+    rounds = torch.arange(count, device=device) - first_of_class
+
+    shuffled = torch.randperm(count, generator=generator, device=device)
+    return by_class_index[shuffled[rounds[shuffled].sort(stable=True).indices]]

@@ -1,0 +1,414 @@
+"""One run of the experiment, from its configuration to its CSV: the training loop and what belongs to it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from icassp25 import augment, data, runlog
+from icassp25.config import RunConfig, UsageError
+from icassp25.models import build_model
+from icassp25.sampling import stratified_order
+
+BETA2 = 0.999
+EPSILON = 1e-8
+FINAL_LR_FRACTION = 0.01  # the cosine without ACME ends at lr/100
+
+# Images augmented at once: enough that the operations' start does not count, and a bounded amount of memory.
+AUGMENT_IMAGES = 10_000
+TEST_BATCH = 1_000
+
+
+def run(config: RunConfig, path: Path) -> None:
+    """Train as `config` says, logging to `path` (a CSV) and the JSON beside it.
+
+    With `config.resume`, go on from the checkpoint beside `path` if there is one; on the CPU, with the same
+    number of threads, the run is then bit for bit the one that was not interrupted. A run that diverges (a loss
+    that is not finite) ends early, logged as diverged, without an error.
+
+    Raises:
+        UsageError: something the configuration asks for is not there (device, data, optimizer, folder).
+    """
+    device = resolve_device(config)
+    runlog.check_writable(path)
+    optimizer_class = _optimizer_class(config.acme_script)
+    wandb = _start_wandb(config)
+    torch.set_num_threads(config.threads)
+    _set_precision(config, device)
+    images = data.load(config, device)
+    experiment = Experiment(config, images, device, optimizer_class)
+    checkpoint = path.with_suffix(".checkpoint")
+    rows: list[runlog.Row] = []
+    if config.resume and checkpoint.exists():
+        rows = experiment.load(checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
+    log = runlog.RunLog(path, config, _describe(experiment), rows)
+    _print_start(experiment, path, resumed=len(rows))
+    while len(log.rows) < config.epochs and not any(row.diverged for row in log.rows):
+        row = experiment.epoch(len(log.rows) + 1)
+        # The checkpoint first: if the process ends between the two, the CSV is rewritten from its rows.
+        experiment.save(checkpoint, [*log.rows, row])
+        log.append(row)
+        _print_row(row, config)
+        if wandb is not None:
+            wandb.log({k: v for k, v in zip(runlog.columns(config), row.cells(config), strict=True) if v})
+    log.finish()
+    checkpoint.unlink(missing_ok=True)
+    if wandb is not None:
+        wandb.finish()
+    last = log.rows[-1]
+    print(f"{log.status}: test error {last.test_error:.2%} after epoch {last.epoch}, logged in {path}")
+
+
+@dataclass
+class Progress:
+    """What counts from the start of a run, over interruptions."""
+
+    steps: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Tally:
+    """Sums over an epoch, on the training device until the epoch ends."""
+
+    device: torch.device
+    steps: int = 0
+    decisions: list[int] = field(default_factory=lambda: [0] * len(runlog.SHARES))
+
+    def __post_init__(self) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def shares(self) -> tuple[float, ...]:
+        return tuple(count / max(self.steps, 1) for count in self.decisions)
+
+
+class Experiment:
+    """Model, data, optimizer and random generators of one run: all that a checkpoint holds."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        images: data.CifarData,
+        device: torch.device,
+        optimizer_class: Callable[..., torch.optim.Optimizer],
+    ) -> None:
+        self.config = config
+        self.images = images
+        self.device = device
+        torch.manual_seed(config.seed)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.model = build_model(config).to(device, memory_format=torch.channels_last)
+        # Compiled for training only: the test's batches would each cost another compilation.
+        self.train_model = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.optimizer = optimizer_class(
+            self.model,
+            config.lr,
+            betas=(config.momentum, BETA2),
+            epsilon=EPSILON,
+            weight_decay=config.weight_decay,
+            acme=config.acme,
+            adam=config.adam,
+            asam=config.asam,
+            rho=config.rho,
+            eta=config.eta,
+            nesterov=config.nesterov,
+            bias_correction=config.adam,
+            total_steps=config.epochs * config.steps_per_epoch,
+        )
+        self.scheduler = None
+        if not config.acme:
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+                self.optimizer, T_max=config.epochs, eta_min=config.lr * FINAL_LR_FRACTION
+            )
+        self.progress = Progress()
+
+    def epoch(self, number: int) -> runlog.Row:
+        """Train for one epoch, then test; the row says what came of it."""
+        config = self.config
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        start = time.perf_counter()
+        tally = Tally(self.device)
+        finite = self._train(number, tally)
+        if self.scheduler is not None and finite:
+            self.scheduler.step()
+        train_loss = tally.loss.item() / max(tally.steps, 1) if finite else math.nan
+        train_error = tally.wrong.item() / max(tally.steps * config.batch_size, 1)
+        self.progress.seconds += time.perf_counter() - start
+        test_loss, test_error = self.test(self.images.test_images, self.images.test_labels)
+        validation: tuple[float | None, float | None] = (None, None)
+        if self.images.validation_images is not None:
+            validation = self.test(self.images.validation_images, self.images.validation_labels)
+        return runlog.Row(
+            epoch=number,
+            steps=self.progress.steps,
+            evaluations=self.progress.evaluations,
+            seconds=self.progress.seconds,
+            lr=lr,
+            step_size=self.optimizer.param_groups[0]["step_size"],
+            train_loss=train_loss,
+            train_error=train_error,
+            test_loss=test_loss,
+            test_error=test_error,
+            shares=tally.shares() if config.acme else None,
+            validation_loss=validation[0],
+            validation_error=validation[1],
+        )
+
+    def _train(self, number: int, tally: Tally) -> bool:
+        """One pass over the training images; whether all losses and gradients were finite."""
+        config = self.config
+        images, labels = self.images.train_images, self.images.train_labels
+        order = stratified_order(labels, self.generator)[: config.steps_per_epoch * config.batch_size]
+        chunk = config.batch_size * max(AUGMENT_IMAGES // config.batch_size, 1)
+        self.model.train()
+        with tqdm(
+            total=config.steps_per_epoch,
+            desc=f"epoch {number}/{config.epochs}",
+            unit="step",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ) as bar:
+            for indices in order.split(chunk):
+                inputs = augment.augment(images[indices], self.images.mean, self.images.std, self.generator)
+                inputs = inputs.to(memory_format=torch.channels_last)
+                batches = zip(
+                    inputs.split(config.batch_size), labels[indices].split(config.batch_size), strict=True
+                )
+                for batch, targets in batches:
+                    try:
+                        self._step(batch, targets, tally)
+                    except FloatingPointError:
+                        return False
+                    bar.update()
+        return True
+
+    def _step(self, batch: Tensor, targets: Tensor, tally: Tally) -> None:
+        evaluations = 0
+        wrong = tally.wrong
+
+        def closure() -> Tensor:
+            nonlocal evaluations, wrong
+            evaluations += 1
+            self.optimizer.zero_grad()
+            with self._autocast():
+                logits = self.train_model(batch)
+                loss = self.criterion(logits, targets)
+            loss.backward()
+            if evaluations == 1:
+                wrong = wrong + (logits.detach().argmax(1) != targets).sum()
+            return loss
+
+        try:
+            loss = self.optimizer.step(closure)
+        finally:
+            self.progress.evaluations += evaluations
+        self.progress.steps += 1
+        tally.steps += 1
+        tally.loss += loss
+        tally.wrong = wrong
+        if self.config.acme:
+            decision = self.optimizer.report.decision
+            if decision is not None:
+                tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
+
+    @torch.no_grad()
+    def test(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Mean loss (with label smoothing) and error of the model on uint8 images [n, 3, 32, 32]."""
+        self.model.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        for batch, targets in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
+            inputs = augment.normalise(batch, self.images.mean, self.images.std)
+            with self._autocast():
+                logits = self.model(inputs.to(memory_format=torch.channels_last))
+                loss += self.criterion(logits, targets).double() * len(batch)
+            wrong += (logits.argmax(1) != targets).sum()
+        return loss.item() / len(images), wrong.item() / len(images)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def save(self, path: Path, rows: list[runlog.Row]) -> None:
+        """Write the checkpoint, whole or not at all."""
+        content = {
+            "options": self.config.to_dict(),
+            "rows": [asdict(row) for row in rows],
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "generator": self.generator.get_state(),
+            "cpu_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> list[runlog.Row]:
+        """Continue from a checkpoint; the rows logged so far."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise UsageError(
+                f"{path}: not a readable checkpoint ({error}); delete it to start over."
+            ) from None
+        differences = self.config.same_run(RunConfig.from_dict(content["options"]))
+        if differences:
+            raise UsageError(
+                f"{path}: the interrupted run differs in {', '.join(differences)}; "
+                "use its options, another --output, or delete it to start over."
+            )
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        self.progress = Progress(**content["progress"])
+        self.generator.set_state(content["generator"])
+        torch.set_rng_state(content["cpu_rng"])
+        if content["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(content["cuda_rng"], self.device)
+        return [runlog.Row(**row) for row in content["rows"]]
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """The training device: `auto` is the GPU where there is one.
+
+    Raises:
+        UsageError: no such device, or a precision it does not have.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"--device {config.device}: not available here ({reason}); use --device cpu."
+        ) from None
+    if config.precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"--precision tf32: needs a CUDA device, and this run is on {device.type}.")
+    return device
+
+
+def _set_precision(config: RunConfig, device: torch.device) -> None:
+    reduced = config.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if reduced else "highest")
+    torch.backends.cudnn.allow_tf32 = reduced
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+
+
+def _optimizer_class(package: str) -> Callable[..., torch.optim.Optimizer]:
+    try:
+        return importlib.import_module(package).Acme
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"--acme-script {package}: expected a package with a class Acme ({error})."
+        ) from None
+
+
+def _start_wandb(config: RunConfig) -> Any:
+    if config.wandb is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError(
+            f"--wandb {config.wandb}: needs the package wandb, which is not installed (pip install wandb)."
+        ) from None
+    return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
+
+
+def _describe(experiment: Experiment) -> dict[str, Any]:
+    """What the run's JSON says beside its options."""
+    from icassp25.vision import torchvision
+
+    return {
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "device": device_name(experiment.device),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "cuda": torch.version.cuda if experiment.device.type == "cuda" else None,
+        },
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: the GPU's name, or the CPU's with the number of threads used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU: {name}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with a mark if the working tree differs from it."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+_SHARE_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "nf")
+
+
+def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
+    config = experiment.config
+    parameters = sum(p.numel() for p in experiment.model.parameters())
+    print(
+        f"{config.model} {config.depth}-{config.width_alpha}, {parameters:,} parameters, "
+        f"{config.dataset}, {config.available_images:,} images, {config.epochs} epochs of "
+        f"{config.steps_per_epoch} steps, {device_name(experiment.device)}, {config.precision}"
+    )
+    if resumed:
+        print(f"resumed after epoch {resumed}")
+    header = (
+        f"{'epoch':>5} {'evals':>8} {'seconds':>8} {'step size':>9} "
+        f"{'train loss':>10} {'error':>7} {'test loss':>10} {'error':>7}"
+    )
+    if config.acme:
+        header += "  % of decisions: " + " ".join(f"{name:>3}" for name in _SHARE_NAMES)
+    print(header, flush=True)
+
+
+def _print_row(row: runlog.Row, config: RunConfig) -> None:
+    line = (
+        f"{row.epoch:>5} {row.evaluations:>8} {row.seconds:>8.1f} {row.step_size:>9.3g} "
+        f"{row.train_loss:>10.4f} {row.train_error:>7.2%} {row.test_loss:>10.4f} {row.test_error:>7.2%}"
+    )
+    if config.acme and row.shares is not None:
+        line += " " * 18 + " ".join(f"{100 * share:>3.0f}" for share in row.shares)
+    print(line, flush=True)

@@ -1,0 +1,383 @@
+#!/usr/bin/env python3
+"""Tables of a study, from its CSVs: the 8 base optimizers with and without ACME, and the initial step sizes.
+
+Writes table.md, .tex and .csv and robustness.md, .tex and .csv to OUT/STUDY, and prints a summary.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from study import (
+    LR_PAIRS,
+    PAIRS,
+    Group,
+    Optimizer,
+    Study,
+    UsageError,
+    command_line,
+    load_lr,
+    load_table,
+    write_whole,
+)
+
+NOTHING = "—"
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text, and its numbers in full."""
+
+    name: str
+    header: list[str]
+    cells: list[list[str]]
+    caption: str
+    notes: list[str]
+    numbers: list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ACME minus its counterpart, in percentage points of test error, paired by seed."""
+
+    without: Group
+    acme: Group
+
+    @property
+    def differences(self) -> list[float]:
+        errors = self.without.errors
+        return [error - errors[seed] for seed, error in self.acme.errors.items() if seed in errors]
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.differences) if self.differences else None
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided paired t-test; None below two common seeds, or where all differences are equal."""
+        from scipy.stats import ttest_rel
+
+        seeds = [seed for seed in self.acme.errors if seed in self.without.errors]
+        if len(seeds) < 2 or len(set(self.differences)) == 1:
+            return None
+        test = ttest_rel([self.acme.errors[s] for s in seeds], [self.without.errors[s] for s in seeds])
+        return float(test.pvalue)
+
+    def test(self) -> str:
+        pairs, p_value = len(self.differences), self.p_value
+        if pairs == 0:
+            return NOTHING
+        if pairs == 1:
+            return "one seed: no test"
+        if p_value is None:
+            return f"no spread: no test (n = {pairs})"
+        return (f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001") + f" (n = {pairs})"
+
+
+# ── The two tables ────────────────────────────────────────────────────────────────────────────────────
+
+
+def main_table(study: Study) -> Table:
+    """The 8 base optimizers, each without and with ACME."""
+    cells, numbers = [], []
+    for pair in PAIRS:
+        without, acme = (study.group(optimizer) for optimizer in pair)
+        compared = Comparison(without, acme)
+        difference = NOTHING if compared.mean is None else f"{compared.mean:+.2f}".replace("-", "−")
+        cells.append(
+            [
+                pair[0].base_name,
+                error_text(without),
+                error_text(acme),
+                difference,
+                compared.test(),
+                *(count_text(group.mean_last("evaluations")) for group in (without, acme)),
+                *(seconds_text(group.mean_last("seconds")) for group in (without, acme)),
+            ]
+        )
+        row: dict[str, object] = {"optimizer": pair[0].base_name}
+        for side, group in (("without", without), ("acme", acme)):
+            row |= {f"{key}_{side}": value for key, value in group_numbers(group).items()}
+        row |= {"difference": compared.mean, "pairs": len(compared.differences), "p_value": compared.p_value}
+        numbers.append(row)
+    starts = " and ".join(
+        f"{lr:g} ({'Adam' if adam else 'SGD'})"
+        for adam in (False, True)
+        for lr in sorted({lr for optimizer, lr in study.groups if optimizer.adam == adam})
+    )
+    return Table(
+        "table",
+        [
+            "Optimizer",
+            "Error, %",
+            "with ACME",
+            "Difference",
+            "Paired t-test",
+            "Evaluations",
+            "with ACME",
+            "Seconds",
+            "with ACME",
+        ],
+        cells,
+        f"Test error after the last epoch ({spread_words(study)}), the difference that ACME makes in "
+        f"percentage points (two-sided test, paired by seed), gradient evaluations and seconds of "
+        f"training. {study.caption}; "
+        f"initial step size {starts}.",
+        missing(study, PAIRS) + diverged(study) + hardware(study) + study.left_out,
+        numbers,
+    )
+
+
+def robustness_table(study: Study) -> Table:
+    """SGD and Adam without and with ACME, over initial step sizes."""
+    optimizers = [optimizer for pair in LR_PAIRS for optimizer in pair]
+    cells, numbers = [], []
+    for lr in study.lrs:
+        groups = [study.group(optimizer, lr) for optimizer in optimizers]
+        cells.append([f"{lr:g}", *map(error_text, groups)])
+        for optimizer, group in zip(optimizers, groups, strict=True):
+            numbers.append(
+                {"initial_step_size": lr, "optimizer": optimizer.base_name, "acme": int(optimizer.acme)}
+                | group_numbers(group)
+            )
+    best, spread = ["Best"], ["Max − min"]
+    for optimizer in optimizers:
+        means = start_errors(study, optimizer)
+        failed = sum(study.group(optimizer, lr).finished == [] for lr in study.lrs)
+        best.append(f"{min(means.values()):.2f}" if means else NOTHING)
+        spread.append(f"{max(means.values()) - min(means.values()):.2f}" if len(means) > 1 else NOTHING)
+        if means and failed:
+            spread[-1] += f" ({len(means)} of {len(study.lrs)} starts)"
+    return Table(
+        "robustness",
+        ["Initial step size", *(optimizer.name for optimizer in optimizers)],
+        [*cells, best, spread],
+        f"Test error in % after the last epoch ({spread_words(study)}) from each initial step size. "
+        f"The best of a column is chosen on the test set: it flatters the optimizers that need the choice. "
+        f"{study.caption}.",
+        missing(study, LR_PAIRS) + diverged(study) + study.left_out,
+        numbers,
+    )
+
+
+def start_errors(study: Study, optimizer: Optimizer) -> dict[float, float]:
+    """Mean error from each initial step size from which a run finished."""
+    errors = {lr: study.group(optimizer, lr).mean_error() for lr in study.lrs}
+    return {lr: error for lr, error in errors.items() if error is not None}
+
+
+def group_numbers(group: Group) -> dict[str, object]:
+    return {
+        "error_mean": group.mean_error(),
+        "error_std": group.deviation(),
+        "seeds": len(group.finished),
+        "diverged": len(group.diverged),
+        "evaluations": group.mean_last("evaluations"),
+        "seconds": group.mean_last("seconds"),
+    }
+
+
+def error_text(group: Group) -> str:
+    mean, deviation = group.mean_error(), group.deviation()
+    if mean is None:
+        return "diverged" if group.diverged else NOTHING
+    text = f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+    if group.diverged:
+        text += f" ({len(group.diverged)} of {len(group.seeds)} diverged)"
+    return text
+
+
+def count_text(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def seconds_text(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+# ── Notes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def spread_words(study: Study) -> str:
+    return "mean ± standard deviation over seeds" if len(study.seeds) > 1 else "one seed"
+
+
+def missing(study: Study, pairs: Sequence[tuple[Optimizer, Optimizer]]) -> list[str]:
+    """One sentence for each optimizer (and initial step size) that lacks seeds others have."""
+    starts: list[float | None] = [None] if pairs is PAIRS else list(study.lrs)
+    notes = []
+    for optimizer in (optimizer for pair in pairs for optimizer in pair):
+        for lr in starts:
+            lacking = [str(seed) for seed in study.seeds if seed not in study.group(optimizer, lr).seeds]
+            if lacking:
+                start = "" if lr is None else f" from {lr:g}"
+                notes.append(f"Missing: {optimizer.name}{start}, seed {', '.join(lacking)}.")
+    return notes
+
+
+def diverged(study: Study) -> list[str]:
+    notes = []
+    for (optimizer, lr), group in study.groups.items():
+        if group.diverged:
+            seeds = ", ".join(str(run.config.seed) for run in group.diverged)
+            notes.append(f"Diverged: {optimizer.name} from {lr:g}, seed {seeds}.")
+    return notes
+
+
+def hardware(study: Study) -> list[str]:
+    runs = [run for group in study.groups.values() for run in group.finished]
+    if len({str(run.sidecar["device"]) for run in runs}) > 1:
+        return ["The runs come from several devices: their seconds do not compare."]
+    return []
+
+
+# ── Formats ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def plain(table: Table) -> str:
+    rows = [table.header, *table.cells]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
+    lines = []
+    for row in rows:
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]))
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+
+
+def markdown(table: Table) -> str:
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    lines = ["| " + " | ".join(row) + " |" for row in (table.header, rule, *table.cells)]
+    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n".join([table.caption, "", *lines, *notes]) + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "—": "---",
+        "α": r"$\alpha$",
+        "<": "$<$",
+        ">": "$>$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    | {character: "\\" + character for character in "&%$#_{}"}
+)
+
+
+def latex(table: Table, study: str) -> str:
+    """A `table*` environment for the booktabs package."""
+
+    def line(cells: list[str]) -> str:
+        return "    " + " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+
+    notes = [r"  \par\smallskip\footnotesize " + " ".join(table.notes).translate(_LATEX)] * bool(table.notes)
+    return (
+        "\n".join(
+            [
+                r"% Needs \usepackage{booktabs}.",
+                r"\begin{table*}",
+                r"  \centering",
+                r"  \caption{" + table.caption.translate(_LATEX) + "}",
+                rf"  \label{{tab:{study}-{table.name}}}",
+                r"  \small",
+                r"  \begin{tabular}{l" + "r" * (len(table.header) - 1) + "}",
+                r"    \toprule",
+                line(table.header),
+                r"    \midrule",
+                *map(line, table.cells),
+                r"    \bottomrule",
+                r"  \end{tabular}",
+                *notes,
+                r"\end{table*}",
+            ]
+        )
+        + "\n"
+    )
+
+
+def numbers_csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table.numbers[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.numbers)
+    return text.getvalue()
+
+
+# ── Summary ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def main_summary(study: Study) -> list[str]:
+    """What won where, in sentences."""
+    compared = {pair[0].base_name: Comparison(*map(study.group, pair)) for pair in PAIRS}
+    means = {name: pair.mean for name, pair in compared.items() if pair.mean is not None}
+    lines = []
+    for words, wins in (
+        ("ACME has the lower error", [name for name, mean in means.items() if mean < 0]),
+        ("ACME has the higher error", [name for name, mean in means.items() if mean > 0]),
+    ):
+        lines.append(f"{words} in {len(wins)} of {len(means)} pairs" + f": {', '.join(wins)}." * bool(wins))
+        lines[-1] += "." * (not wins)
+    tested = [pair.p_value for pair in compared.values() if pair.p_value is not None]
+    if tested:
+        count = sum(p < SIGNIFICANT for p in tested)
+        lines.append(f"{count} of {len(tested)} paired tests give p < {SIGNIFICANT} (not corrected).")
+    else:
+        lines.append("One seed: no test tells these differences from chance.")
+    errors = [(group.mean_error(), optimizer.name) for (optimizer, _), group in study.groups.items()]
+    finished = sorted((error, name) for error, name in errors if error is not None)
+    if finished:
+        lines.append(f"Lowest error: {finished[0][1]}, {finished[0][0]:.2f} %.")
+    return lines
+
+
+def robustness_summary(study: Study) -> list[str]:
+    lines = []
+    for optimizer in (optimizer for pair in LR_PAIRS for optimizer in pair):
+        means = start_errors(study, optimizer)
+        if means:
+            best = min(means, key=lambda lr: means[lr])
+            lines.append(
+                f"{optimizer.name}: {min(means.values()):.2f} to {max(means.values()):.2f} % over "
+                f"{len(means)} of {len(study.lrs)} initial step sizes, best from {best:g}."
+            )
+    return lines
+
+
+def work(results: Path, name: str, out: Path) -> None:
+    parts = (
+        ("table", load_table, main_table, main_summary),
+        ("robustness", load_lr, robustness_table, robustness_summary),
+    )
+    problems = []
+    for part, load, make, summary in parts:
+        try:
+            study = load(results, name)
+        except UsageError as problem:
+            problems.append(f"No {part}: {problem}")
+            continue
+        table = make(study)
+        out.mkdir(parents=True, exist_ok=True)
+        for suffix, text in (
+            ("md", markdown(table)),
+            ("tex", latex(table, name)),
+            ("csv", numbers_csv(table)),
+        ):
+            write_whole(out / f"{part}.{suffix}", text)
+        print("\n".join([table.caption, "", plain(table), "", *summary(study), *table.notes, ""]))
+    if len(problems) == len(parts):
+        raise UsageError("\n".join(problems))
+    print("\n".join([*problems, f"Written to {out}."]))
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(__doc__.splitlines()[0], work))

@@ -1,0 +1,63 @@
+# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, reduced, paper.
+#
+#   ABOUT     on what machine, and about how long both sweeps take
+#   OPTIONS   the options that all runs share: model, data, epochs, batch, precision
+#   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
+#   LRS       initial step sizes to start from
+#   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
+#
+# From outside: DATASET=synthetic (trains on the built-in set, under the study name PRESET-synthetic),
+# DATA_DIR (holds cifar-100-python/), STUDY, RESULTS, SEEDS and LR_SEEDS replace what is set here.
+
+PRESET=${PRESET:-quick}
+SGD_LR=0.1    # the published default
+ADAM_LR=0.001 # Adam's customary default
+LRS="1e-4 1e-3 1e-2 1e-1 1 10 100"
+
+case $PRESET in
+smoke)
+    ABOUT="any machine, two minutes, the built-in synthetic set"
+    DATASET=synthetic
+    STUDY=${STUDY:-smoke}
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 1000 --batch-size 100 --epochs 2)
+    LRS="1e-4 1e-1 100"
+    SEEDS=${SEEDS:-42}
+    ;;
+quick)
+    ABOUT="two CPU cores, 20 minutes"
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 10000 --batch-size 100 --epochs 3
+        --precision bfloat16)
+    LRS="1e-4 3e-3 1e-1 3 100" # every one and a half decades
+    SEEDS=${SEEDS:-42}
+    ;;
+reduced)
+    ABOUT="one GPU, an hour"
+    OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200 --epochs 30
+        --precision bfloat16 --compile)
+    SEEDS=${SEEDS:-42 43 44}
+    ;;
+paper)
+    ABOUT="one GPU, days"
+    OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --epochs 200 --precision tf32)
+    SEEDS=${SEEDS:-42 43 44}
+    LR_SEEDS=${LR_SEEDS:-42 43 44}
+    ;;
+*)
+    echo "PRESET=$PRESET: expected smoke, quick, reduced or paper." >&2
+    exit 2
+    ;;
+esac
+
+LR_SEEDS=${LR_SEEDS:-42}
+DATASET=${DATASET:-cifar100}
+case $DATASET in
+cifar100) STUDY=${STUDY:-$PRESET} ;;
+synthetic) STUDY=${STUDY:-$PRESET-synthetic} ;;
+*)
+    echo "DATASET=$DATASET: expected cifar100 or synthetic." >&2
+    exit 2
+    ;;
+esac
+
+OPTIONS+=(--dataset "$DATASET")
+if [ -n "${DATA_DIR:-}" ]; then OPTIONS+=(--data-dir "$DATA_DIR"); fi

@@ -1,0 +1,123 @@
+"""The specification once more, written the plain way: all parameters as one float64 vector.
+
+Shares nothing with `acme.py` but the specification's symbols, and takes the loss as a function of the vector.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+GROWTH_LIMIT = 2.0
+
+
+def plain_adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float):
+    """Section 5, with the textbook solution of the quadratic equation for the cubic's minimiser."""
+    better = l1 <= l0
+    if not abs(l0 - l1) > max(l0, l1) / 10**4:
+        return (2 * alpha if better else alpha), (alpha if better else 0.0), 0
+    if p0 > 0 and p1 < 0:
+        # l0 - p0 s + c s² + d s³ with value l1 and slope -p1 at alpha
+        d = (-p1 - p0 - 2 * (l1 - l0) / alpha) / alpha**2
+        c = ((l1 - l0) / alpha + p0) / alpha - d * alpha
+        s = p0 / (2 * c) if d == 0 else (-c + math.sqrt(c * c + 3 * d * p0)) / (3 * d)
+        return s, s, 1 if better else 2
+    if better and p1 < 0:
+        a = -p1 / alpha - (l1 - l0) / alpha**2
+        b = -p1 - 2 * a * alpha
+        return -b / (2 * a), -b / (2 * a), 3
+    if not better and p0 > 0:
+        a = ((l1 - l0) / alpha + p0) / alpha
+        return p0 / (2 * a), p0 / (2 * a), 4
+    if better and p0 > 0 and p1 > 0:
+        return min(alpha * (1 + p1 / p0), alpha * (2 - beta1) / (1 - beta1)), alpha, 5
+    if not better and p0 < 0 and p1 < 0:
+        return max(-alpha * p1 / p0, alpha * (0.5 - beta1) / (1 - beta1)), 0.0, 6
+    return (alpha, alpha, 7) if better else (0.0, 0.0, 7)
+
+
+class Oracle:
+    """One optimizer of equal or unequal groups; `sizes` are the lengths of the parameters in the vector.
+
+    `is_weight` says which parameters ASAM scales, `groups` the group of each parameter; `lr`, `betas`,
+    `weight_decay`, `rho` and `eta` are lists, one value a group.
+    """
+
+    def __init__(
+        self, w: Tensor, sizes: list[int], is_weight: list[bool], groups: list[int], *, lr, betas, weight_decay,
+        rho, eta, epsilon=1e-8, acme=False, adam=False, asam=False, nesterov=False, bias_correction=False,
+        total_steps=50_000,
+    ) -> None:  # fmt: skip
+        self.w = w.clone()
+        self.sizes = sizes
+
+        def spread(values) -> Tensor:
+            per_parameter = torch.tensor([float(v) for v in values], dtype=torch.float64)
+            return per_parameter.repeat_interleave(torch.tensor(sizes))
+
+        of = lambda values: spread([values[g] for g in groups])
+        self.group = of(list(range(len(lr))))
+        self.weight = spread(is_weight).bool()
+        self.alpha, self.beta1, self.beta2 = of(lr), of([b[0] for b in betas]), of([b[1] for b in betas])
+        self.decay, self.rho, self.eta = of(weight_decay), of(rho), of(eta)
+        self.first_beta1 = betas[0][0]
+        self.epsilon, self.total_steps, self.bias_correction = epsilon, total_steps, bias_correction
+        self.acme, self.adam, self.asam, self.nesterov = acme, adam, asam, nesterov
+        self.m = self.v = None
+        self.t, self.done, self.code, self.applied = 1, 0, None, None
+
+    def D(self) -> Tensor:
+        bc1 = 1 - self.beta1**self.t if self.bias_correction else torch.ones_like(self.w)
+        bc2 = 1 - self.beta2**self.t if self.bias_correction else torch.ones_like(self.w)
+        return ((self.v / bc2).sqrt() + self.epsilon) * bc1 if self.adam else bc1
+
+    def update(self, g: Tensor) -> float:
+        D, b = self.D(), self.beta1
+        # ‖β m + (1 - β) k g‖² = F ‖m‖² in the metric 1/D, solved for k
+        qa = ((1 - b) ** 2 * g * g / D).sum().item()
+        qb = 2 * (b * (1 - b) * self.m * g / D).sum().item()
+        qc = ((b**2 - GROWTH_LIMIT) * self.m * self.m / D).sum().item()
+        k = 1.0 if qa == 0 else (-qb + math.sqrt(qb * qb - 4 * qa * qc)) / (2 * qa)
+        g = min(k, 1.0) * g
+        self.m = b * self.m + (1 - b) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g * g
+        return min(k, 1.0)
+
+    def step(self, f: Callable[[Tensor], tuple[float, Tensor]]) -> float:
+        l0, g0 = f(self.w)
+        if self.m is None:
+            self.m = (1 - self.beta1) * g0 if self.bias_correction else g0.clone()
+            self.v = torch.cat([(part**2).mean().expand(len(part)) for part in g0.split(self.sizes)])
+        g = g0
+        if self.asam:
+            s = g0 / self.D() if self.adam else g0
+            T = torch.where(self.weight, self.w.abs() + self.eta, 1.0)
+            _, g = f(self.w + self.rho * T**2 * s / ((T * s).norm() + 1e-16))
+        self.update(g)
+        d = self.m / self.D()
+        if not self.acme:
+            direction = self.beta1 * d + (1 - self.beta1) * g / self.D() if self.nesterov else d
+            self.w = (self.w - self.alpha * direction) * (1 - self.alpha * self.decay)
+            self.t += 1
+            return l0
+        l1, g1 = f(self.w - self.alpha * d)
+        # The joint direction is α·d: a step of 1.
+        p0, p1 = (self.alpha * d * g0).sum().item(), (self.alpha * d * g1).sum().item()
+        target, step, self.code = plain_adapt(l0, l1, p0, p1, 1.0, self.first_beta1)
+        done = min(self.done / self.total_steps, 1.0) if self.total_steps else 0.0
+        annealing = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+        b = self.beta1
+        gamma = 2 * (1 - b) / (1 + b) * (1 + 2 * b) / (2 - b) * annealing
+        a = gamma * (step if l1 > l0 else 1.0) * self.alpha
+        self.applied = a
+        direction = d
+        if self.nesterov:
+            direction = b * d + (1 - b) * (g0 if l1 > l0 else g1) / self.D()
+        self.w = (self.w - a * direction) * (1 - a * self.decay)
+        self.alpha = (self.first_beta1 + (1 - self.first_beta1) * target) * self.alpha
+        if l1 < l0:
+            self.update(g1)
+        self.t += 1
+        self.done += 1
+        return l0

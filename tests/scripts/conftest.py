@@ -1,0 +1,110 @@
+"""Made-up studies, written through the run log's own writer, and the scripts as modules."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from icassp25.config import RunConfig
+from icassp25.runlog import Row, RunLog
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCALE = {"depth": 10, "width_alpha": 2, "train_images": 1000, "batch_size": 100, "epochs": 4}
+SIDECAR = {"versions": {"torch": "2.0"}, "commit": "abc1234", "device": "Example CPU", "parameters": 77412}
+
+
+def write_run(path: Path, diverge_at: int | None = None, **options: object) -> RunConfig:
+    """Write a finished run with plausible numbers that depend on its options, or one that diverges."""
+    config = RunConfig(**{**SCALE, **options})
+    log = RunLog(path, config, SIDECAR)
+    power = math.log10(config.lr * (100 if config.adam else 1))
+    # A fixed step size fares worse the further it starts from the best one; ACME hardly.
+    final = 0.62 + 0.01 * config.asam - 0.005 * config.nesterov + 0.002 * (config.seed % 7)
+    final += (0.003 * (config.seed % 3) + 0.01) if config.acme else min(0.36, 0.05 * (power + 1) ** 2)
+    final += random.Random(path.name).uniform(-0.01, 0.01)
+    for epoch in range(1, config.epochs + 1):
+        done = epoch / config.epochs
+        error = 0.99 - (0.99 - final) * done**0.5
+        lost = epoch == diverge_at
+        step_size = config.lr * (0.505 + 0.495 * math.cos(math.pi * (epoch - 1) / config.epochs))
+        if config.acme:
+            step_size = 10 ** (power * (1 - done) ** 2 - 0.5)
+        steps = epoch * config.steps_per_epoch
+        codes = [0.05, 0.35, 0.1, 0.15, 0.1, 0.2 * done, 0.2 * (1 - done), 0.04, 0.01]
+        log.append(
+            Row(
+                epoch=epoch,
+                steps=steps,
+                evaluations=steps * config.evaluations_per_step,
+                seconds=1.25 * epoch * config.evaluations_per_step + 0.1 * (config.seed % 5),
+                lr=config.lr,
+                step_size=step_size,
+                train_loss=math.nan if lost else 4.6 * error + 0.1,
+                train_error=error + 0.01,
+                test_loss=math.inf if lost else 4.6 * error,
+                test_error=0.99 if lost else error,
+                shares=tuple(codes) if config.acme else None,
+            )
+        )
+        if lost:
+            break
+    log.finish()
+    return config
+
+
+def run_name(config: RunConfig) -> str:
+    flags = [name for name in ("asam", "nesterov", "acme") if getattr(config, name)]
+    return "-".join(["adam" if config.adam else "sgd", *flags])
+
+
+def write_table(folder: Path, seeds: tuple[int, ...], **options: object) -> None:
+    for seed in seeds:
+        for number in range(16):
+            flags = {
+                name: bool(number >> bit & 1) for bit, name in enumerate(("adam", "asam", "nesterov", "acme"))
+            }
+            config = RunConfig(seed=seed, lr=0.001 if flags["adam"] else 0.1, **flags)
+            name = f"{run_name(config)}.seed{seed}.csv"
+            write_run(folder / name, seed=seed, lr=config.lr, **flags, **options)
+
+
+def write_lr(folder: Path, seeds: tuple[int, ...], lrs: tuple[float, ...], **options: object) -> None:
+    for seed in seeds:
+        for lr in lrs:
+            for adam in (False, True):
+                for acme in (False, True):
+                    config = RunConfig(seed=seed, lr=lr, adam=adam, acme=acme)
+                    lost = 1 if lr >= 100 and not acme else None
+                    name = f"{run_name(config)}.lr{lr:g}.seed{seed}.csv"
+                    write_run(folder / name, lost, seed=seed, lr=lr, adam=adam, acme=acme, **options)
+
+
+LRS = (1e-4, 1e-2, 1.0, 100.0)
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with the whole study "three", of three seeds. Read only."""
+    folder = tmp_path_factory.mktemp("results")
+    write_table(folder / "three" / "table", (42, 43, 44))
+    write_lr(folder / "three" / "lr", (42, 43), LRS)
+    return folder
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Import a script by name, as Python does when it is run."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    known = set(sys.modules)
+    yield importlib.import_module
+    for name in ("study", "make_tables", "plot_curves", "plot_robustness"):
+        if name not in known:
+            sys.modules.pop(name, None)
