@@ -25,7 +25,7 @@ smoke)
     ;;
 quick)
     ABOUT="two CPU cores, 20 minutes"
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 10000 --batch-size 100 --epochs 3
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100 --epochs 3
         --precision bfloat16)
     LRS="1e-4 3e-3 1e-1 3 100" # every one and a half decades
     SEEDS=${SEEDS:-42}
