@@ -23,18 +23,18 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     default = RunConfig()
     parser = Parser(prog="cifar100.acme.py", description=__doc__)
 
-    def option(name: str, help: str, **kwargs) -> None:
+    def option(name: str, help: str, *also: str, **kwargs) -> None:
         value = getattr(default, name[2:].replace("-", "_"))
         kwargs.setdefault("default", value)
         if value is not None and value is not False and "(default" not in help:
             help += " (default: %(default)s)"
-        parser.add_argument(name, help=help, **kwargs)
+        parser.add_argument(name, *also, help=help, **kwargs)
 
     def switch(name: str, help: str) -> None:
         option(name, help, action="store_true")
 
     option("--data-dir", "folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, "
-           "where it is downloaded to if missing)", metavar="DIR")  # fmt: skip
+           "where it is downloaded to if missing)", "--data", metavar="DIR")  # fmt: skip
     option("--batch-size", "images a step; the last incomplete batch is dropped", type=int, metavar="N")
     option("--model", "network", choices=MODELS)
     option("--depth", "(default: 16 for WRN, 110 for Pyramid)", type=int, default=None, metavar="N")

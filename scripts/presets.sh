@@ -19,7 +19,7 @@ smoke)
     ABOUT="any machine, two minutes, the built-in synthetic set"
     DATASET=synthetic
     STUDY=${STUDY:-smoke}
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 1000 --batch-size 100 --epochs 2)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 500 --batch-size 100 --epochs 2)
     LRS="1e-4 1e-1 100"
     SEEDS=${SEEDS:-42}
     ;;

@@ -188,8 +188,8 @@ def no_http(request: BaseHTTPRequestHandler, closing: threading.Event) -> None:
 
 FAILURES = [
     (not_found, "answers 404 Not Found"),
-    (silent, "sent nothing for 0.3 s"),
-    (stalling, "sent nothing for 0.3 s"),
+    (silent, "sent nothing for 0.5 s"),
+    (stalling, "sent nothing for 0.5 s"),
     (trickling, "sends only "),
     (breaking_off, f"broke off after {len(PACKED) // 2} of {len(PACKED)} bytes"),
     (breaking_off_unannounced, f"broke off after {len(PACKED) // 2} of {len(PACKED)} bytes"),
@@ -201,7 +201,7 @@ FAILURES = [
 
 
 def fetch(folder: Path, *sources: str, archive: data.Archive = ARCHIVE, rates=(20_000.0, 10_000.0)) -> Path:
-    return data.download(folder, sources, archive, stall_seconds=0.3, minimum_rates=rates)
+    return data.download(folder, sources, archive, stall_seconds=0.5, minimum_rates=rates)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -78,7 +78,7 @@ def test_wide_resnet_forward_is_the_written_out_network() -> None:
     x = torch.randn(2, 3, 32, 32)
 
     def norm_relu(norm: nn.BatchNorm2d, h: torch.Tensor) -> torch.Tensor:
-        return F.relu((h / (1 + norm.eps) ** 0.5))  # statistics 0/1, weight 1, bias 0
+        return F.relu(h / (1 + norm.eps) ** 0.5)  # statistics 0/1, weight 1, bias 0
 
     h = F.conv2d(x, model.stem.weight, padding=1)
     for index, unit in enumerate(model.units):

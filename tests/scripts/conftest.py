@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -97,6 +97,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "three" / "table", (42, 43, 44))
     write_lr(folder / "three" / "lr", (42, 43), LRS)
     return folder
+
+
+@pytest.fixture(scope="session")
+def made() -> SimpleNamespace:
+    """The writers of made-up runs."""
+    return SimpleNamespace(run=write_run, table=write_table, lr=write_lr)
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+# `make help` lists the targets. Variables: PRESET=smoke|quick|reduced|paper, PYTHON3 (makes .venv),
+# DATA_DIR (holds cifar-100-python/), RESULTS, FIGURES.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+RESULTS ?= results
+FIGURES ?= figures
+export PRESET RESULTS FIGURES DATA_DIR CIFAR100_ROOT
+
+.PHONY: help reproduce data smoke sweeps tables figures test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+: .*## |^[a-z]+:  ## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+# The environment: made anew when the pins change.
+$(VENV)/ready: pyproject.toml requirements.txt
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	$(PYTHON) -m pip install --quiet --editable '.[experiments,dev]'
+	touch $@
+
+reproduce: $(VENV)/ready  ## environment, data, both sweeps, tables, figures, summary (PRESET)
+	@PYTHON=$(PYTHON) scripts/reproduce.sh
+
+data: $(VENV)/ready  ## find or download CIFAR-100
+	@$(PYTHON) -m icassp25.data $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+
+smoke: $(VENV)/ready  ## the whole way in about two minutes, on synthetic images
+	@PRESET=smoke PYTHON=$(PYTHON) scripts/reproduce.sh
+
+tables: $(VENV)/ready  ## rebuild the tables of PRESET (or STUDY) from its CSVs
+	@PYTHON=$(PYTHON) scripts/rebuild.sh tables
+
+figures: $(VENV)/ready  ## rebuild the figures of PRESET (or STUDY) from its CSVs
+	@PYTHON=$(PYTHON) scripts/rebuild.sh figures
+
+test: $(VENV)/ready  ## all tests, the smoke preset included
+	$(PYTHON) -m pytest
+
+lint: $(VENV)/ready  ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:  ## remove the environment and caches; results and figures stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The whole way from nothing to tables and figures; `make reproduce` calls it. Finished runs are kept.
+#
+#   [PRESET=smoke|quick|reduced|paper] [DATA_DIR=DIR] scripts/reproduce.sh
+#
+# PRESET is `paper` where CUDA is, else `quick`. Without the data and without a network the same is done with
+# the built-in synthetic set, under a study name of its own.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-.venv/bin/python}
+if [ -z "${PRESET:-}" ]; then
+    PRESET=quick
+    if "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then PRESET=paper; fi
+fi
+export PYTHON PRESET
+
+. scripts/presets.sh
+device=$("$PYTHON" -c '
+import torch
+from icassp25.train import device_name
+print(device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))')
+runs=$((16 * $(wc -w <<<"$SEEDS") + 4 * $(wc -w <<<"$LRS") * $(wc -w <<<"$LR_SEEDS")))
+cat <<TEXT
+Reproducing ACME: preset $PRESET (for: $ABOUT)
+  on       $device
+  runs     $runs: 16 optimizers × $(wc -w <<<"$SEEDS") seeds, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
+  each     ${OPTIONS[*]}
+  into     ${RESULTS:-results}/$STUDY, ${FIGURES:-figures}/$STUDY
+TEXT
+
+if [ "$DATASET" = cifar100 ]; then
+    if ! "$PYTHON" -m icassp25.data ${DATA_DIR:+--data-dir "$DATA_DIR"}; then
+        # A folder that was named and is wrong is a mistake to mend, not a reason to train on something else.
+        if [ -n "${DATA_DIR:-}${CIFAR100_ROOT:-}" ]; then exit 2; fi
+        echo
+        echo "CIFAR-100 is neither here nor to be had: going on with the built-in SYNTHETIC images."
+        echo "What they give says nothing about CIFAR-100; tables and figures say synthetic."
+        echo
+        unset STUDY
+        export DATASET=synthetic
+        . scripts/presets.sh
+    fi
+fi
+export STUDY DATASET
+
+# A failed run does not stop the others, nor the tables of what there is; the exit code tells.
+status=0
+scripts/sweep_table.sh || status=$?
+if [ $status = 130 ]; then exit 130; fi
+scripts/sweep_lr.sh || status=$?
+if [ $status = 130 ]; then exit 130; fi
+scripts/rebuild.sh tables
+scripts/rebuild.sh figures
+exit $status

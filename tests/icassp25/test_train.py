@@ -1,0 +1,352 @@
+"""Whole runs: what they log, how they go on after an interruption, and how they end."""
+
+import csv
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from icassp25 import data, runlog, train
+from icassp25.config import RunConfig, UsageError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "icassp25" / "cifar100.acme.py"
+TINY = RunConfig(
+    dataset="synthetic", train_images=400, batch_size=100, depth=4, width_alpha=1, epochs=2, device="cpu"
+)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def go(tmp_path: Path, config: RunConfig, name: str = "run") -> tuple[list[dict[str, str]], dict]:
+    path = tmp_path / f"{name}.csv"
+    train.run(config, path)
+    return rows(path), json.loads(path.with_suffix(".json").read_text())
+
+
+def test_sgd_logs_the_cosine(tmp_path: Path) -> None:
+    logged, sidecar = go(tmp_path, replace(TINY, epochs=4, lr=0.5))
+    assert [int(row["epoch"]) for row in logged] == [1, 2, 3, 4]
+    assert (
+        [int(row["steps"]) for row in logged] == [4, 8, 12, 16] == [int(row["evaluations"]) for row in logged]
+    )
+    cosine = [0.005 + 0.495 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert [float(row["lr"]) for row in logged] == pytest.approx(cosine)
+    assert all(row["lr"] == row["step_size"] for row in logged)
+    assert all(row[name] == "" for row in logged for name in runlog.SHARES)
+    assert (sidecar["status"], sidecar["finished"]) == ("finished", True)
+    assert sidecar["parameters"] == 83_956 and sidecar["steps_per_epoch"] == 4
+    assert sidecar["versions"]["torch"] == torch.__version__ and sidecar["device"].startswith("CPU")
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+@pytest.mark.parametrize("asam", [False, True])
+def test_acme_logs_decisions_and_evaluations(tmp_path: Path, asam: bool) -> None:
+    logged, _ = go(tmp_path, replace(TINY, acme=True, asam=asam, adam=True, nesterov=True, lr=1e-3))
+    each = 3 if asam else 2
+    assert [int(row["evaluations"]) for row in logged] == [4 * each, 8 * each]
+    for row in logged:
+        assert sum(float(row[name]) for name in runlog.SHARES) == pytest.approx(1)
+        assert float(row["lr"]) == 1e-3 != float(row["step_size"])
+
+
+def test_logged_numbers_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training loss and error: means over the first evaluations; test: over the test set, on the last weights."""
+    config = replace(TINY, epochs=1, acme=True, asam=True)
+    seen: list[tuple[float, float]] = []
+    kept = []
+    original = train.Experiment._step
+
+    def spy(self, batch, targets, tally):
+        kept.append(self)
+        first = True
+        criterion = self.criterion
+
+        def watched(logits, labels):
+            nonlocal first
+            loss = criterion(logits, labels)
+            if first:
+                seen.append((loss.item(), (logits.argmax(1) != labels).double().mean().item()))
+            first = False
+            return loss
+
+        self.criterion = watched
+        original(self, batch, targets, tally)
+        self.criterion = criterion
+
+    monkeypatch.setattr(train.Experiment, "_step", spy)
+    ((row,), _) = go(tmp_path, config)
+    assert len(seen) == 4
+    assert float(row["train_loss"]) == pytest.approx(sum(x for x, _ in seen) / 4, rel=1e-6)
+    assert float(row["train_error"]) == pytest.approx(sum(x for _, x in seen) / 4, rel=1e-6)
+
+    experiment = kept[-1]
+    images = experiment.images
+    inputs = images.test_images.float() / 255 - images.mean.view(3, 1, 1)
+    with torch.no_grad():
+        logits = experiment.model.eval()(inputs / images.std.view(3, 1, 1))
+    loss = torch.nn.functional.cross_entropy(logits, images.test_labels, label_smoothing=0.1).item()
+    assert float(row["test_loss"]) == pytest.approx(loss, rel=1e-4)
+    assert float(row["test_error"]) == pytest.approx(
+        (logits.argmax(1) != images.test_labels).double().mean().item(), abs=2e-3
+    )
+
+
+def test_acme_horizon_and_options_reach_the_optimizer() -> None:
+    config = replace(TINY, acme=True, adam=True, momentum=0.8, weight_decay=0.02, rho=0.3, eta=0.1, asam=True)
+    device = torch.device("cpu")
+    made = {}
+
+    def recorder(model, lr, **options):
+        from acme import Acme
+
+        made.update(options, lr=lr)
+        return Acme(model, lr, **options)
+
+    experiment = train.Experiment(config, data.load(config, device), device, recorder)
+    assert experiment.scheduler is None
+    assert made == {
+        "lr": 0.1, "betas": (0.8, 0.999), "epsilon": 1e-8, "weight_decay": 0.02, "acme": True, "adam": True,
+        "asam": True, "rho": 0.3, "eta": 0.1, "nesterov": False, "bias_correction": True, "total_steps": 8,
+    }  # fmt: skip
+
+
+def test_one_seed_gives_the_run(tmp_path: Path) -> None:
+    config = replace(TINY, acme=True, epochs=1)
+    first, again, other = (
+        go(tmp_path, replace(config, seed=seed), name)[0][0]["train_loss"]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first == again != other
+
+
+def test_dropout_with_acme(tmp_path: Path) -> None:
+    logged, _ = go(tmp_path, replace(TINY, acme=True, dropout=0.3))
+    assert all(math.isfinite(float(row["train_loss"])) for row in logged)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_pyramid_on_the_cpu(tmp_path: Path, bottleneck: bool) -> None:
+    config = replace(TINY, model="Pyramid", depth=11 if bottleneck else 8, width_alpha=12, bottleneck=bottleneck,
+                     acme=True, epochs=1)  # fmt: skip
+    ((row,), sidecar) = go(tmp_path, config)
+    assert math.isfinite(float(row["train_loss"]))
+    assert sidecar["options"]["model"] == "Pyramid"
+
+
+def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
+    losses = [
+        float(go(tmp_path, replace(TINY, precision=precision, epochs=1), precision)[0][0]["train_loss"])
+        for precision in ("float32", "bfloat16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_validation_images_are_held_out(tmp_path: Path) -> None:
+    logged, _ = go(tmp_path, replace(TINY, validation=200, epochs=1))
+    assert list(logged[0])[-2:] == ["validation_loss", "validation_error"]
+    assert 0 < float(logged[0]["validation_error"]) <= 1
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    logged, sidecar = go(tmp_path, replace(TINY, lr=1e30, epochs=5))
+    assert 1 <= len(logged) < 5
+    assert not math.isfinite(float(logged[-1]["train_loss"]))
+    assert (sidecar["status"], sidecar["finished"]) == ("diverged", True)
+    with pytest.raises(UsageError, match="finished"):
+        runlog.settled(tmp_path / "run.csv", replace(TINY, lr=1e30, epochs=5))
+    assert runlog.settled(tmp_path / "run.csv", replace(TINY, lr=1e30, epochs=5, resume=True))
+
+
+def command(config: dict[str, object], output: Path, *more: str) -> list[str]:
+    options = [part for name, value in config.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, str(SCRIPT), *options, "--output", str(output), *more]
+
+
+@pytest.mark.parametrize("flags", [("--acme", "--adam", "--asam"), ()], ids=["acme", "sgd"])
+def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Killed at random moments, several times; the CSV ends as that of the run that was left alone."""
+    options = {
+        "dataset": "synthetic", "train-images": 400, "batch-size": 100, "depth": 4, "width-alpha": 1,
+        "epochs": 6, "dropout": 0.2, "device": "cpu", "lr": 0.01,
+    }  # fmt: skip
+    undisturbed, killed = tmp_path / "undisturbed.csv", tmp_path / "killed.csv"
+    began = time.monotonic()
+    subprocess.run(command(options, undisturbed, *flags), check=True, capture_output=True)
+    whole = time.monotonic() - began
+    moments = random.Random(len(flags))
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(
+            command(options, killed, "--resume", *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            # At first never before something happened, then whenever it comes.
+            process.wait(moments.uniform(0.4 * whole, 0.95 * whole) if kills < 3 else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate()
+        for path in tmp_path.glob("killed.csv"):
+            table = path.read_text()
+            assert table.endswith("\n") and len({line.count(",") for line in table.splitlines()}) == 1
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert kills >= 1
+    expected, got = rows(undisturbed), rows(killed)
+    for row in (*expected, *got):
+        del row["seconds"]
+    assert got == expected and len(got) == 6
+    assert json.loads(killed.with_suffix(".json").read_text())["finished"] is True
+
+
+def test_resume_refuses_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    experiment = train.Experiment(
+        TINY, data.load(TINY, torch.device("cpu")), torch.device("cpu"), train._optimizer_class("acme")
+    )
+    experiment.save(path.with_suffix(".checkpoint"), [])
+    with pytest.raises(UsageError, match="differs in lr"):
+        train.run(replace(TINY, lr=0.7, resume=True), path)
+    path.with_suffix(".checkpoint").write_bytes(b"half a checkpoint")
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        train.run(replace(TINY, resume=True), path)
+
+
+def refused(*arguments: str, env: dict[str, str] | None = None) -> str:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False,
+        env={**os.environ, **(env or {})},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert time.monotonic() - began < 60
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].endswith("."), done.stderr
+    assert done.stdout == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--depth", "17"], "--depth 17: expected 6n + 4"),
+        (["--model", "Pyramid", "--depth", "16"], "--depth 16: expected 6n + 2"),
+        (["--model", "ResNet"], "--model"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--epochs", "many"], "--epochs"),
+        (["--lr", "-1"], "--lr -1.0"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--dropout", "1.5"], "--dropout 1.5"),
+        (["--momentum", "1"], "--momentum 1.0"),
+        (["--train-images", "150"], "--train-images 150"),
+        (["--batch-size", "60000"], "--batch-size 60000"),
+        (["--validation", "7"], "--validation 7"),
+        (["--no-such-option"], "no-such-option"),
+        (["--bottleneck"], "--bottleneck"),
+        (["--precision", "tf32", "--device", "cpu"], "tf32"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    assert said in refused(*arguments, "--output", str(tmp_path / "x.csv"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    synthetic = ("--dataset", "synthetic", "--output", str(tmp_path / "x.csv"))
+    if not torch.cuda.is_available():
+        assert "--device cuda" in refused(*synthetic, "--device", "cuda")
+    assert "--device warp" in refused(*synthetic, "--device", "warp")
+    assert "--acme-script" in refused(*synthetic, "--acme-script", "no_such_package")
+    assert "--data-dir" in refused("--data-dir", str(tmp_path), "--output", str(tmp_path / "x.csv"))
+    folder = tmp_path / "corrupt" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(b"not CIFAR-100")
+    assert "train" in refused("--data-dir", str(folder.parent), "--output", str(tmp_path / "x.csv"))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert "--output" in refused("--dataset", "synthetic", "--output", str(blocked / "x.csv"))
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_wandb_that_is_not_installed_is_said(tmp_path: Path) -> None:
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        said = refused("--dataset", "synthetic", "--wandb", "name", "--output", str(tmp_path / "x.csv"))
+        assert "pip install wandb" in said
+    else:
+        pytest.skip("wandb is installed: its absence cannot be shown")
+
+
+def test_finished_runs_are_skipped_without_torch(tmp_path: Path) -> None:
+    config = replace(TINY, epochs=1)
+    path = tmp_path / "run.csv"
+    train.run(config, path)
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    (tmp_path / "torch.py").write_text("raise ImportError('torch must not be needed')\n")
+    options = {
+        "dataset": "synthetic", "train-images": 400, "batch-size": 100, "depth": 4, "width-alpha": 1,
+        "epochs": 1, "device": "cpu",
+    }  # fmt: skip
+    done = subprocess.run(
+        command(options, path, "--resume"), capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"already finished: {path}\n"), done.stderr
+    assert "finished" in refused(*command(options, path)[2:])
+    assert "differs in lr" in refused(*command({**options, "lr": 0.7}, path, "--resume")[2:])
+    assert before == (path.read_bytes(), path.with_suffix(".json").read_bytes())
+
+
+def test_every_published_option_and_default() -> None:
+    """The table of options of the experiment's description, against the configuration."""
+    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True)
+    for name in ["data-dir", "batch-size", "model", "depth", "width-alpha", "bottleneck", "dropout", "epochs", "lr", "label-smoothing", "momentum", "threads", "rho", "eta", "weight-decay", "acme-script", "acme", "asam", "adam", "nesterov", "wandb", "seed", "device", "precision", "compile", "dataset", "train-images", "output", "resume", "validation"]:  # fmt: skip
+        assert f"--{name}" in done.stdout
+    config = RunConfig()
+    published = (200, "WRN", 16, 8, False, 0.0, 200, 0.1, 0.1, 0.9, 2, 1.0, 0.0, 1e-4, "acme", 42)
+    assert published == (
+        config.batch_size, config.model, config.depth, config.width_alpha, config.bottleneck, config.dropout,
+        config.epochs, config.lr, config.label_smoothing, config.momentum, config.threads, config.rho, config.eta,
+        config.weight_decay, config.acme_script, config.seed,
+    )  # fmt: skip
+    pyramid = RunConfig(model="Pyramid")
+    assert (pyramid.depth, pyramid.width_alpha) == (110, 40)
+    config.check(), pyramid.check()
+
+
+def test_real_images(tmp_path: Path) -> None:
+    """A few steps on CIFAR-100 itself, with an abbreviated option as in the published commands."""
+    root = os.environ.get("CIFAR100_ROOT")
+    if not root:
+        pytest.skip("CIFAR100_ROOT is not set: no real CIFAR-100 to train on")
+    options = {
+        "data": root,
+        "train-images": 500,
+        "depth": 4,
+        "width-alpha": 1,
+        "epochs": 1,
+        "batch-size": 100,
+    }
+    done = subprocess.run(
+        command(options, tmp_path / "real.csv", "--acme"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(tmp_path / "real.csv")
+    assert 4 < float(row["train_loss"]) < 6 and int(row["evaluations"]) == 10

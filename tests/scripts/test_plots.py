@@ -1,0 +1,204 @@
+"""The figures: which are drawn, from which numbers, and that they come out the same again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVES = [
+    f"{ordinate}_{abscissa}"
+    for ordinate in ("decisions", "step_size", "test_error", "train_loss")
+    for abscissa in ("epoch", "evaluations", "seconds")
+]
+ROBUSTNESS = ["robustness_error", "robustness_step_size"]
+
+RUN = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "imported torch"
+"""
+
+
+def run(name: str, results: Path, out: Path, hash_seed: int) -> None:
+    """Run a script in a process of its own, with another order of hashes, and see that torch stays out."""
+    command = [sys.executable, "-c", RUN, str(ROOT / "scripts" / f"{name}.py")]
+    options = ["--results", str(results), "--study", "three", "--out", str(out)]
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    subprocess.run([*command, *options], env=environment, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def figures(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("figures")
+    for name in ("plot_curves", "plot_robustness"):
+        run(name, results, out, hash_seed=1)
+    return out / "three"
+
+
+def test_all_figures_are_there(figures: Path) -> None:
+    names = sorted(f"{name}.{suffix}" for name in CURVES + ROBUSTNESS for suffix in ("pdf", "png"))
+    assert sorted(path.name for path in figures.iterdir()) == names
+    for path in figures.iterdir():
+        content = path.read_bytes()
+        if path.suffix == ".pdf":
+            assert content.startswith(b"%PDF-") and content.rstrip().endswith(b"%%EOF")
+            assert b"/CreationDate" not in content
+            assert b"/FontFile2" in content and b"/Type3" not in content  # TrueType, embedded
+        else:
+            assert content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
+            assert int.from_bytes(content[16:20], "big") == 1400  # 7 inches at 200 dots
+
+
+def test_same_bytes_from_the_same_csvs(results: Path, figures: Path, script: Any, tmp_path: Path) -> None:
+    run("plot_robustness", results, tmp_path, hash_seed=2)
+    study, curves = script("study"), script("plot_curves")
+    study.style()
+    runs = study.load_table(results, "three")
+    study.save(curves.plot_pairs(runs, "seconds", "test_error"), tmp_path / "three", "test_error_seconds")
+    study.save(curves.plot_decisions(runs, "epoch"), tmp_path / "three", "decisions_epoch")
+    again = sorted((tmp_path / "three").iterdir())
+    assert len(again) == 8
+    for path in again:
+        assert path.read_bytes() == (figures / path.name).read_bytes(), path.name
+
+
+def test_tables_do_not_import_torch(results: Path, tmp_path: Path) -> None:
+    run("make_tables", results, tmp_path, hash_seed=0)
+
+
+def frames(folder: Path, pattern: str) -> list[pd.DataFrame]:
+    return [pd.read_csv(path) for path in sorted(folder.glob(pattern))]
+
+
+@pytest.mark.parametrize("abscissa", ["epoch", "evaluations", "seconds"])
+def test_curves_show_the_mean_and_the_band(results: Path, script: Any, abscissa: str) -> None:
+    study, curves = script("study"), script("plot_curves")
+    study.style()
+    figure = curves.plot_pairs(study.load_table(results, "three"), abscissa, "test_error")
+    axes = next(axes for axes in figure.axes if axes.get_title() == "Adam + Nesterov")
+    for line, band, name in zip(
+        axes.lines, axes.collections, ("adam-nesterov", "adam-nesterov-acme"), strict=True
+    ):
+        runs = frames(results / "three" / "table", f"{name}.seed*.csv")
+        assert len(runs) == 3
+        errors = 100 * np.array([frame["test_error"] for frame in runs])
+        np.testing.assert_allclose(line.get_ydata(), errors.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(line.get_xdata(), np.mean([frame[abscissa] for frame in runs], axis=0))
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((errors.min(), errors.max()))
+    assert len(figure.axes) == 8
+    assert {axes.get_title() for axes in figure.axes} == {pair[0].base_name for pair in study.PAIRS}
+    assert "seeds 42, 43, 44" in figure.get_suptitle().replace("\n", " ")
+
+
+def test_decisions_fill_the_panel(results: Path, script: Any) -> None:
+    study, curves = script("study"), script("plot_curves")
+    study.style()
+    figure = curves.plot_decisions(study.load_table(results, "three"), "evaluations")
+    layers = figure.axes[0].patches
+    runs = frames(results / "three" / "table", "sgd-acme.seed*.csv")
+    names = [*(f"share_{code}" for code in range(8)), "share_nonfinite"]
+    base = np.zeros(4)
+    for layer, name in zip(layers, names, strict=True):
+        top, edges, bottom = layer.get_data()
+        np.testing.assert_allclose(bottom, base)
+        np.testing.assert_allclose(top - bottom, 100 * np.mean([frame[name] for frame in runs], axis=0))
+        np.testing.assert_allclose(edges, [0, 20, 40, 60, 80])
+        base = top
+    np.testing.assert_allclose(base, 100)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [label[0] for label in labels] == [*"01234567", "n"]
+
+
+def test_diverged_runs_end_in_a_cross(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "table"
+    made.run(folder / "a.csv", seed=42)
+    made.run(folder / "b.csv", 3, seed=43)
+    study, curves = script("study"), script("plot_curves")
+    study.style()
+    figure = curves.plot_pairs(study.load_table(tmp_path, "s"), "epoch", "train_loss")
+    axes = figure.axes[0]
+    mean, lost, cross = axes.lines
+    assert list(mean.get_xdata()) == [1, 2, 3, 4]  # of the finished run alone
+    assert list(lost.get_xdata()) == [1, 2]  # as far as its loss was finite
+    assert list(cross.get_xdata()) == [2] and cross.get_marker() == "x"
+    assert axes.get_title() == "SGD\nwithout: 1 of 2 diverged"
+
+
+def test_robustness_marks_what_diverged(results: Path, script: Any) -> None:
+    study, robustness = script("study"), script("plot_robustness")
+    study.style()
+    figure = robustness.plot_errors(study.load_lr(results, "three"))
+    for axes, name in zip(figure.axes, ("sgd", "adam"), strict=True):
+        assert axes.get_xscale() == "log"
+        curves = {container.lines[0].get_linestyle(): container.lines[0] for container in axes.containers}
+        for style, acme, lrs in (("--", "", (1e-4, 1e-2, 1)), ("-", "-acme", (1e-4, 1e-2, 1, 100))):
+            expected = [
+                np.mean([frame["test_error"].iloc[-1] for frame in frames(results / "three" / "lr", pattern)])
+                for pattern in (f"{name}{acme}.lr{lr:g}.seed*.csv" for lr in lrs)
+            ]
+            np.testing.assert_allclose(curves[style].get_xdata(orig=False), lrs)
+            np.testing.assert_allclose(curves[style].get_ydata(orig=False), 100 * np.array(expected))
+        crosses = [line for line in axes.lines if line.get_marker() == "x"]
+        assert [list(line.get_xdata()) for line in crosses] == [[100], []]
+        assert crosses[0].get_ydata()[0] > 100
+        assert max(axes.get_yticks()) <= 100
+        chance = [line for line in axes.lines if list(line.get_ydata()) == [99, 99]]
+        assert len(chance) == 1
+
+
+def test_trajectories_begin_at_the_initial_step_size(results: Path, script: Any) -> None:
+    study, robustness = script("study"), script("plot_robustness")
+    study.style()
+    figure = robustness.plot_step_sizes(study.load_lr(results, "three"))
+    for axes, name in zip(figure.axes, ("sgd", "adam"), strict=True):
+        assert axes.get_yscale() == "log"
+        assert [line.get_ydata()[0] for line in axes.lines] == [1e-4, 1e-2, 1, 100]
+        assert all(line.get_xdata()[0] == 0 for line in axes.lines)
+        last = [
+            frame["step_size"].iloc[-1]
+            for frame in frames(results / "three" / "lr", f"{name}-acme.lr1.*.csv")
+        ]
+        assert axes.lines[2].get_ydata()[-1] == pytest.approx(np.mean(last))
+
+
+def test_one_seed_and_one_epoch_can_be_drawn(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    made.table(tmp_path / "s" / "table", (42,), epochs=1, dataset="synthetic")
+    made.lr(tmp_path / "s" / "lr", (42,), (0.1,), epochs=1, dataset="synthetic")
+    study, curves, robustness = (script(name) for name in ("study", "plot_curves", "plot_robustness"))
+    study.style()
+    table, lr = study.load_table(tmp_path, "s"), study.load_lr(tmp_path, "s")
+    for figure in (
+        curves.plot_pairs(table, "epoch", "step_size"),
+        curves.plot_decisions(table, "epoch"),
+        robustness.plot_errors(lr),
+        robustness.plot_step_sizes(lr),
+    ):
+        assert "synthetic data (not CIFAR-100)" in figure.get_suptitle().replace("\n", " ")
+        assert "over seeds" not in figure.get_suptitle()
+
+
+def test_text_is_large_enough_to_print(script: Any, results: Path) -> None:
+    study, curves = script("study"), script("plot_curves")
+    study.style()
+    figure = curves.plot_pairs(study.load_table(results, "three"), "epoch", "step_size")
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert len(texts) > 20 and min(text.get_fontsize() for text in texts) >= 7
+    assert figure.get_figwidth() == 7

@@ -1,0 +1,193 @@
+"""The sweeps: which runs they list, and what they do when one fails or is interrupted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from icassp25.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = {"smoke": 1, "quick": 1, "reduced": 3, "paper": 3}  # seeds of the table
+
+
+def sweep(name: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a sweep in an environment that holds nothing but what it is given."""
+    return subprocess.run(
+        [str(ROOT / "scripts" / f"sweep_{name}.sh")],
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def listed(name: str, **environment: str) -> list[list[str]]:
+    done = sweep(name, DRY_RUN="1", **environment)
+    assert done.returncode == 0 and done.stderr == ""
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def config(command: list[str]) -> RunConfig:
+    """The configuration that the training script itself makes of a listed command."""
+    path = ROOT / "icassp25" / "cifar100.acme.py"
+    specification = importlib.util.spec_from_file_location("cifar100_acme", path)
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    assert command[1:4] == ["icassp25/cifar100.acme.py", "--resume", "--output"]
+    return script.parse(command[2:])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_table_lists_16_optimizers_for_every_seed(preset: str) -> None:
+    configs = [config(command) for command in listed("table", PRESET=preset)]
+    assert len(configs) == 16 * PRESETS[preset]
+    flags = Counter((c.adam, c.asam, c.nesterov, c.acme) for c in configs)
+    assert len(flags) == 16 and set(flags.values()) == {PRESETS[preset]}
+    assert len({c.seed for c in configs}) == PRESETS[preset] and 42 in {c.seed for c in configs}
+    assert {(c.adam, c.lr) for c in configs} == {(False, 0.1), (True, 0.001)}
+    assert len({c.output for c in configs}) == len(configs)
+    for c in configs:
+        c.check()
+        assert c.resume and c.output is not None
+        name = Path(c.output)
+        assert name.parent == Path("results") / preset / "table" and name.suffix == ".csv"
+        words = name.name.removesuffix(f".seed{c.seed}.csv").split("-")
+        assert words[0] == ("adam" if c.adam else "sgd")
+        assert words[1:] == [flag for flag in ("asam", "nesterov", "acme") if getattr(c, flag)]
+        assert c.dataset == ("synthetic" if preset == "smoke" else "cifar100")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_lr_lists_both_optimizers_with_and_without_acme(preset: str) -> None:
+    configs = [config(command) for command in listed("lr", PRESET=preset)]
+    lrs = sorted({c.lr for c in configs})
+    assert lrs[-1] / lrs[0] >= 10**6
+    cells = Counter((c.adam, c.acme, c.lr) for c in configs)
+    assert set(cells) == {(adam, acme, lr) for adam in (False, True) for acme in (False, True) for lr in lrs}
+    assert set(cells.values()) == {len({c.seed for c in configs})}
+    assert len({c.output for c in configs}) == len(configs)
+    assert not any(c.asam or c.nesterov for c in configs)
+    for c in configs:
+        c.check()
+        assert c.output is not None
+        start = "adam" if c.adam else "sgd"
+        prefix = f"results/{preset}/lr/{start}{'-acme' * c.acme}.lr"
+        assert c.output.startswith(prefix) and c.output.endswith(f".seed{c.seed}.csv")
+        assert float(c.output.removeprefix(prefix).removesuffix(f".seed{c.seed}.csv")) == c.lr
+
+
+def test_presets_are_the_scales_they_are_called() -> None:
+    scales = {preset: config(listed("table", PRESET=preset)[0]) for preset in PRESETS}
+    assert scales["smoke"].train_images <= 1000 and scales["smoke"].epochs <= 2
+    assert (scales["quick"].depth, scales["quick"].width_alpha) == (4, 1)
+    assert (scales["reduced"].depth, scales["reduced"].width_alpha) == (16, 4)
+    assert scales["reduced"].epochs == 30 and scales["reduced"].compile
+    paper = scales["paper"]
+    assert (paper.depth, paper.width_alpha, paper.epochs, paper.batch_size) == (16, 8, 200, 200)
+    for preset in PRESETS:  # both sweeps of a preset train the same thing
+        other = config(listed("lr", PRESET=preset)[0])
+        assert set(scales[preset].same_run(other)) <= {"lr"}
+
+
+def test_quick_is_the_default_and_unknown_names_are_refused() -> None:
+    assert listed("table") == listed("table", PRESET="quick")
+    for environment in ({"PRESET": "huge"}, {"DATASET": "imagenet"}):
+        done = sweep("table", **environment)
+        assert done.returncode == 2 and done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1 and "expected" in done.stderr
+
+
+def test_settings_from_outside() -> None:
+    synthetic = config(listed("table", DATASET="synthetic")[0])
+    assert synthetic.dataset == "synthetic"
+    assert synthetic.output == "results/quick-synthetic/table/sgd.seed42.csv"
+    named = config(listed("lr", STUDY="mine", RESULTS="/else where", DATA_DIR="/my data")[0])
+    assert named.output is not None and named.output.startswith("/else where/mine/lr/")
+    assert named.data_dir == "/my data"
+    assert {config(command).seed for command in listed("table", SEEDS="7 8")} == {7, 8}
+    assert {config(command).seed for command in listed("lr", LR_SEEDS="7")} == {7}
+    assert listed("table", PYTHON="/my python")[0][0] == "/my python"
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    """A stand-in for Python that notes its options, and fails for the names in $FAIL."""
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\n"
+        'echo "$PWD $*" >> "$LOG"\n'
+        'case "$*" in *"$FAIL"*) exit 3;; *"$INTERRUPTED"*) exit 130;; esac\n'
+        "exec sleep $SLEEP\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def environment(stub: Path, **more: str) -> dict[str, str]:
+    defaults = {"FAIL": "nothing", "INTERRUPTED": "nothing", "SLEEP": "0", "PRESET": "smoke"}
+    return {"PYTHON": str(stub), "LOG": str(stub.with_name("log")), **defaults, **more}
+
+
+def lines(stub: Path) -> list[str]:
+    return stub.with_name("log").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["table", "lr"])
+def test_what_is_listed_is_what_runs_from_any_folder(stub: Path, tmp_path: Path, name: str) -> None:
+    done = sweep(name, cwd=tmp_path, **environment(stub))
+    assert done.returncode == 0 and done.stderr == ""
+    expected = [shlex.join(command[1:]) for command in listed(name, PRESET="smoke")]
+    assert lines(stub) == [f"{ROOT} {command}" for command in expected]
+    assert f"{len(expected)} of {len(expected)} runs done" in done.stdout
+
+
+def test_dry_run_runs_nothing(stub: Path) -> None:
+    assert sweep("table", **environment(stub, DRY_RUN="1")).returncode == 0
+    assert not stub.with_name("log").exists()
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on(stub: Path) -> None:
+    done = sweep("table", **environment(stub, FAIL="table/sgd-asam-acme.seed42.csv"))
+    assert done.returncode == 1
+    assert len(lines(stub)) == 16
+    assert "smoke/table/sgd-asam-acme.seed42 FAILED (exit code 3)" in done.stderr
+    assert done.stderr.splitlines()[-1] == "== FAILED: table/sgd-asam-acme.seed42"
+    assert "15 of 16 runs done" in done.stdout
+
+
+def test_an_interrupted_run_ends_the_sweep(stub: Path) -> None:
+    done = sweep("table", **environment(stub, INTERRUPTED="sgd-acme.seed42.csv"))
+    assert done.returncode == 130
+    assert len(lines(stub)) == 2
+    assert "same command continues" in done.stderr
+
+
+def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
+    sweeping = subprocess.Popen(
+        [str(ROOT / "scripts" / "sweep_table.sh")],
+        env={"PATH": os.environ["PATH"], **environment(stub, SLEEP="60")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that the signal reaches the sweep and its run, as from a terminal
+    )
+    deadline = time.monotonic() + 20
+    while not stub.with_name("log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.killpg(sweeping.pid, signal.SIGINT)
+    _, errors = sweeping.communicate(timeout=20)
+    assert sweeping.returncode == 130
+    assert "same command continues" in errors
+    assert len(lines(stub)) == 1
