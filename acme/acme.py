@@ -214,7 +214,7 @@ class Acme(Optimizer):
         ValueError, TypeError: an argument out of its range or of a wrong type.
 
     Parameters may be real tensors of any floating dtype. Averages are kept in float32 for 16-bit parameters,
-    else in the parameters' dtype; every sum is taken in float64. A parameter whose gradient is None or zero
+    else in the parameters' dtype; every sum is taken in float64 (on mps, float32). A parameter whose gradient is None or zero
     everywhere takes no part in a step. Several groups search along their joint direction: each keeps its ratio
     of step sizes, its betas and its weight decay.
 
@@ -412,8 +412,7 @@ class Acme(Optimizer):
                     f"Invalid gradient of a parameter of shape {tuple(param.shape)}: {grad.layout} (expected a "
                     "dense one; for an embedding, pass sparse=False)"
                 )
-        norms = torch._foreach_norm([c[-1] for c in candidates], 2, dtype=torch.float64) if candidates else []
-        l0, *sizes = _to_host([loss, *norms])
+        l0, *sizes = _to_host([loss, *_norms([grad for *_, grad in candidates])])
         _require_finite([l0, *sizes], "at the start", l0)
         buckets: list[_Bucket] = []
         previous, room = -1, 0
@@ -642,8 +641,8 @@ class _Bucket:
         result = []
         for m, g, divisor in zip(self.m, gradients, divisors, strict=True):
             direction = m / divisor
-            g = g.double()
-            result += [(g * direction).sum(), (m.double() * direction).sum(), (g * g / divisor).sum()]
+            g, m = _wide(g), _wide(m)
+            result += [(g * direction).sum(), (m * direction).sum(), (g * g / divisor).sum()]
         return result
 
     def update(self, gradients: list[Tensor], limit: float) -> None:
@@ -719,7 +718,7 @@ class _Trial:
                     "the closure to return one real number)"
                 )
             value = value.detach().clone()  # a closure may return the same memory every time
-            return value, value.double().reshape(())
+            return value, _wide(value).reshape(())
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
                 f"Invalid loss: {value!r} (expected the closure to return a scalar tensor or a number)"
@@ -748,7 +747,7 @@ def _ascend(buckets: list[_Bucket], trial: _Trial) -> None:
     for bucket in buckets:
         ascent = bucket.divide(bucket.g0) if bucket.group["adam"] else bucket.g0
         scaled.append(bucket.asam_scaled(ascent))
-        norms += torch._foreach_norm(scaled[-1], 2, dtype=torch.float64)
+        norms += _norms(scaled[-1])
     norm = math.hypot(*_to_host(norms))
     trial.save_weights(buckets)
     for bucket, tensors in zip(buckets, scaled, strict=True):
@@ -773,7 +772,23 @@ def _move(
 
 def _dots(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
     """Σ left·right of each pair: float64, 0-dimensional."""
-    return [(a.double() * b).sum() for a, b in zip(left, right, strict=True)]
+    return [(_wide(a) * b).sum() for a, b in zip(left, right, strict=True)]
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Euclidean norm of each: float64, 0-dimensional."""
+    if not tensors:
+        return []
+    return list(torch._foreach_norm(tensors, 2, dtype=_sum_dtype(tensors[0].device)))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(_sum_dtype(tensor.device))
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """What sums are taken in: float64, or float32 on mps, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _limit(buckets: list[_Bucket], moments: list[float]) -> float:

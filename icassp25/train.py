@@ -94,7 +94,7 @@ class Tally:
     decisions: list[int] = field(default_factory=lambda: [0] * len(runlog.SHARES))
 
     def __post_init__(self) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.loss = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         self.wrong = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def shares(self) -> tuple[float, ...]:
@@ -235,13 +235,13 @@ class Experiment:
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
         """Mean loss (with label smoothing) and error of the model on uint8 images [n, 3, 32, 32]."""
         self.model.eval()
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch, targets in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
             inputs = augment.normalise(batch, self.images.mean, self.images.std)
             with self._autocast():
                 logits = self.model(inputs.to(memory_format=torch.channels_last))
-                loss += self.criterion(logits, targets).double() * len(batch)
+                loss += self.criterion(logits, targets) * len(batch)
             wrong += (logits.argmax(1) != targets).sum()
         return loss.item() / len(images), wrong.item() / len(images)
 
@@ -290,6 +290,11 @@ class Experiment:
         if content["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda_rng"], self.device)
         return [runlog.Row(**row) for row in content["rows"]]
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """What losses are summed in: float64, or float32 on mps, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def resolve_device(config: RunConfig) -> torch.device:

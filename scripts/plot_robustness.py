@@ -56,17 +56,18 @@ def plot_errors(study: Study) -> Figure:
     axes.set_xscale("log")
     axes.minorticks_off()
     lowest = min(min(group.errors.values(), default=CHANCE) for group in study.groups.values())
-    axes.set_ylim(max(0, 10 * (lowest // 10) - 5), 111)
+    diverged = any(group.diverged for group in study.groups.values())
+    axes.set_ylim(max(0, lowest - 0.1 * (100 - lowest)), 111 if diverged else 100)
     axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 100])
     figure.supylabel("test error after the last epoch, %")
     handles = [
         Line2D([], [], label=label, **look)
         for label, look in zip(("without ACME", "with ACME"), PAIR_STYLE, strict=True)
     ]
-    handles += [
-        Line2D([], [], color=GREY, linestyle=":", label=f"chance ({CHANCE:g} %)"),
-        Line2D([], [], color=GREY, linestyle="", marker="x", markersize=5, label="diverged (some seed)"),
-    ]
+    handles.append(Line2D([], [], color=GREY, linestyle=":", label=f"chance ({CHANCE:g} %)"))
+    if diverged:
+        crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 5}
+        handles.append(Line2D([], [], **crosses, label="diverged (some seed)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     spread_words = "Mean over seeds, bars from the smallest to the largest. " if len(study.seeds) > 1 else ""
     title(figure, spread_words + study.caption)

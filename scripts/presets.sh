@@ -31,13 +31,13 @@ quick)
     SEEDS=${SEEDS:-42}
     ;;
 reduced)
-    ABOUT="one GPU, an hour"
+    ABOUT="one GPU, meant to take about an hour, not measured yet"
     OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200 --epochs 30
         --precision bfloat16 --compile)
     SEEDS=${SEEDS:-42 43 44}
     ;;
 paper)
-    ABOUT="one GPU, days"
+    ABOUT="one GPU, days, not measured yet"
     OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --epochs 200 --precision tf32)
     SEEDS=${SEEDS:-42 43 44}
     LR_SEEDS=${LR_SEEDS:-42 43 44}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole way from nothing to tables and figures; `make reproduce` calls it. Finished runs are kept.
 #
-#   [PRESET=smoke|quick|reduced|paper] [DATA_DIR=DIR] scripts/reproduce.sh
+#   [PRESET=smoke|quick|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
 #
 # PRESET is `paper` where CUDA is, else `quick`. Without the data and without a network the same is done with
 # the built-in synthetic set, under a study name of its own.
@@ -50,6 +50,8 @@ scripts/sweep_table.sh || status=$?
 if [ $status = 130 ]; then exit 130; fi
 scripts/sweep_lr.sh || status=$?
 if [ $status = 130 ]; then exit 130; fi
-scripts/rebuild.sh tables
-scripts/rebuild.sh figures
+if [ "${DRY_RUN:-0}" = 0 ]; then
+    scripts/rebuild.sh figures
+    scripts/rebuild.sh tables # last: it prints the summary
+fi
 exit $status

@@ -341,3 +341,18 @@ def test_closure_over_a_second_batch_still_steps() -> None:
     for _ in range(8):
         optimizer.step(closure)
     assert torch.isfinite(vector(model.parameters())).all()
+
+
+@all_modes
+def test_sums_in_float32_where_there_is_no_float64(mode, monkeypatch) -> None:
+    """As on mps, which cannot be had here: nothing asks for float64, and the trajectory is nearly the same."""
+    import acme.acme
+
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        monkeypatch.setattr(acme.acme, "_sum_dtype", lambda device, dtype=dtype: dtype)
+        model, data = net(torch.float32), batches(dtype=torch.float32)
+        model[0].bias.requires_grad_(False)
+        train(model, Acme(model, start(mode), **mode), data, 5)
+        results.append(vector(model.parameters()))
+    torch.testing.assert_close(*results, rtol=2e-3, atol=2e-4)

@@ -154,6 +154,14 @@ def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+def test_compiled_is_the_same_up_to_rounding(tmp_path: Path) -> None:
+    config = replace(TINY, train_images=200, epochs=1, acme=True)
+    plain, compiled = (
+        float(go(tmp_path, replace(config, compile=on), str(on))[0][0]["train_loss"]) for on in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
 def test_validation_images_are_held_out(tmp_path: Path) -> None:
     logged, _ = go(tmp_path, replace(TINY, validation=200, epochs=1))
     assert list(logged[0])[-2:] == ["validation_loss", "validation_error"]

@@ -1,0 +1,150 @@
+"""The project as a whole: the smoke preset end to end, the recipes, and files that have to agree."""
+
+import os
+import re
+import subprocess
+import sys
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PRESET", "STUDY", "DATASET", "DATA_DIR")}
+    return subprocess.run(
+        ["bash", str(ROOT / script)], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**environment, "PYTHON": sys.executable, **env},
+    )  # fmt: skip
+
+
+def test_smoke_preset_end_to_end(tmp_path: Path) -> None:
+    """`make smoke`, in a folder of its own: 28 runs, tables, figures; then there is nothing left to do."""
+    folders = {"RESULTS": str(tmp_path / "results"), "FIGURES": str(tmp_path / "figures"), "PRESET": "smoke"}
+    done = bash("scripts/reproduce.sh", **folders)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.index("runs     28") < done.stdout.index("== smoke/table/sgd.seed42")
+    tables, figures = tmp_path / "results" / "smoke", tmp_path / "figures" / "smoke"
+    assert len(list((tables / "table").glob("*.csv"))) == 16 == len(list((tables / "table").glob("*.json")))
+    assert len(list((tables / "lr").glob("*.csv"))) == 12
+    made = {path.name for path in figures.iterdir()}
+    assert {"table.md", "table.tex", "table.csv", "robustness.md"} <= made
+    assert {"robustness_error.png", "robustness_step_size.pdf", "test_error_evaluations.png"} <= made
+    assert "synthetic" in (figures / "table.md").read_text()
+    text = (figures / "table.md").read_text()
+    assert "—" not in re.sub(r"^.*Table.*$", "", text.split("\n\n")[1]) and "ASAM" in text
+
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*"))}
+    again = bash("scripts/reproduce.sh", **folders)
+    assert again.returncode == 0
+    assert again.stdout.count("already finished") == 28
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*"))} == before
+
+
+@pytest.fixture
+def no_data(tmp_path: Path) -> str:
+    """A Python for which CIFAR-100 is neither there nor to be had."""
+    stub = tmp_path / "python"
+    stub.write_text(
+        f'#!/bin/bash\nif [ "$2" = icassp25.data ]; then echo "no data" >&2; exit 2; fi\nexec {sys.executable} "$@"\n'
+    )
+    stub.chmod(0o755)
+    return str(stub)
+
+
+def test_without_data_it_is_synthetic_and_says_so(no_data: str) -> None:
+    done = bash("scripts/reproduce.sh", PRESET="quick", DRY_RUN="1", PYTHON=no_data, CIFAR100_ROOT="")
+    assert done.returncode == 0, done.stderr
+    assert "SYNTHETIC" in done.stdout
+    commands = [line for line in done.stdout.splitlines() if "cifar100.acme.py" in line]
+    assert len(commands) == 36
+    assert all("--dataset synthetic" in line and "results/quick-synthetic/" in line for line in commands)
+
+
+def test_a_wrong_folder_is_an_error_not_a_reason_for_synthetic(no_data: str, tmp_path: Path) -> None:
+    done = bash("scripts/reproduce.sh", PRESET="quick", DRY_RUN="1", PYTHON=no_data, DATA_DIR=str(tmp_path))
+    assert done.returncode == 2 and "SYNTHETIC" not in done.stdout
+
+
+def test_make_help_names_every_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    named = {line.split()[0] for line in done.stdout.splitlines()}
+    assert named >= {"help", "reproduce", "data", "smoke", "tables", "figures", "test", "lint", "clean"}
+    rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert rules <= named
+
+
+def requirements() -> dict[str, set[str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return {"core": set(project["dependencies"]), **{name: set(extras[name]) for name in extras}}
+
+
+def test_environments_agree() -> None:
+    """What conda installs is what pip would; the pins are the same file."""
+    text = (ROOT / "environment.yml").read_text()
+    conda = set(re.findall(r"^  - ([a-z][a-z0-9_-]*(?:>=[\d.]+)?)$", text, re.MULTILINE)) - {
+        "conda-forge",
+        "pip",
+    }
+    wanted = requirements()
+    assert conda == {r for r in wanted["experiments"] | wanted["dev"] if not r.startswith("torch")}
+    assert wanted["core"] == {"torch>=2.6"}
+    assert "--requirement requirements.txt" in text and "--editable .[experiments,dev]" in text
+    pins = dict(re.findall(r"^(torch\w*)==([\d.]+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert pins.keys() == {"torch", "torchvision"}
+
+
+def test_wheel_holds_the_optimizer_alone() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert tool["packages"] == ["acme"]
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_readme_examples_run() -> None:
+    blocks = python_blocks(ROOT / "README.md")
+    assert blocks
+    program = """
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+criterion = torch.nn.CrossEntropyLoss()
+loader = [(torch.randn(16, 4), torch.randint(0, 3, (16,))) for _ in range(5)]
+epochs = 2
+""" + "\n".join(blocks)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "icassp25" / "README.md", ROOT / "results" / "README.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_readme_table_of_arguments_is_the_constructor() -> None:
+    import inspect
+
+    from acme import Acme
+
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    for name, parameter in inspect.signature(Acme.__init__).parameters.items():
+        if name not in ("self", "model"):
+            assert rows[name].strip().replace(" ", "") == repr(parameter.default).replace(" ", ""), name
+
+
+def test_committed_results_have_their_json() -> None:
+    runs = sorted((ROOT / "results").glob("**/*.csv"))
+    assert runs
+    for path in runs:
+        assert path.with_suffix(".json").exists(), path
