@@ -67,7 +67,8 @@ def run(config: RunConfig, path: Path) -> None:
         log.append(row)
         _print_row(row, config)
         if wandb is not None:
-            wandb.log({k: v for k, v in zip(runlog.columns(config), row.cells(config), strict=True) if v})
+            cells = zip(runlog.columns(config), row.cells(config), strict=True)
+            wandb.log({name: float(text) for name, text in cells if text})
     log.finish()
     checkpoint.unlink(missing_ok=True)
     if wandb is not None:

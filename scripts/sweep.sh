@@ -13,7 +13,12 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 runs=0
 failed=()
-trap 'echo "Stopped. The same command continues." >&2; exit 130' INT
+
+stopped() {
+    echo "Stopped. The same command continues." >&2
+    exit 130
+}
+trap stopped INT
 
 run() {
     local name=$1 status=0
@@ -28,7 +33,7 @@ run() {
     runs=$((runs + 1))
     echo "== $STUDY/$name"
     "${command[@]}" || status=$?
-    if [ $status = 130 ]; then kill -INT $$; fi # the run was interrupted: so is the sweep
+    if [ $status = 130 ]; then stopped; fi # the run was interrupted: so is the sweep
     if [ $status != 0 ]; then
         echo "== $STUDY/$name FAILED (exit code $status)" >&2
         failed+=("$name")

@@ -23,7 +23,7 @@ near = st.tuples(losses, st.floats(-1e-3, 1e-3), slopes, slopes, magnitudes, bet
 
 
 @given(st.one_of(inputs, near))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_finite_real_and_bounded(values) -> None:
     _, _, _, _, alpha, beta1 = values
     target, step, decision = adapt(*values)
@@ -45,14 +45,14 @@ extreme = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(extreme, extreme, extreme, extreme, st.floats(0, 1e300), betas)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_never_nan_at_the_limits_of_float64(l0, l1, p0, p1, alpha, beta1) -> None:
     target, step, _ = adapt(l0, l1, p0, p1, alpha, beta1)
     assert math.isfinite(target) and math.isfinite(step)
 
 
 @given(st.one_of(inputs, near), st.floats(-3, 3).map(lambda e: 10.0**e))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_scale_free(values, factor) -> None:
     l0, l1, p0, p1, alpha, beta1 = values
     # On the boundary between two rows a rounding decides; scale by a power of two there is none.
@@ -72,7 +72,7 @@ def test_scale_free(values, factor) -> None:
     minimum=st.floats(0.05, 0.95), other=st.floats(-20, 20), curvature=st.floats(0.1, 10),
     alpha=st.floats(-6, 6).map(lambda e: 10.0**e), constant=st.floats(-5, 5),
 )  # fmt: skip
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_exact_minimiser_of_cubics(minimum, other, curvature, alpha, constant) -> None:
     """Slope curvature·(x - minimum)·(x - other)·±1 with x = s/alpha; other outside the interval."""
     assume(not -0.05 < other < 1.05)
@@ -97,7 +97,7 @@ def test_exact_minimiser_of_cubics(minimum, other, curvature, alpha, constant) -
     curvature=st.floats(0.1, 10),
     alpha=st.floats(-6, 6).map(lambda e: 10.0**e),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_exact_minimiser_of_parabolas(minimum, curvature, alpha) -> None:
     """A parabola is the cubic without its leading term; with its minimum inside, it is found exactly."""
     l0, l1 = curvature * minimum**2, curvature * (1 - minimum) ** 2
@@ -128,7 +128,7 @@ def test_exact_vertex_of_the_one_slope_parabolas(x, curvature, alpha, wrong_slop
 @given(
     st.floats(0.1, 10), st.floats(0.1, 10), st.floats(-10, 10), st.floats(-10, 10), st.floats(0.1, 10), betas
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_equals_the_plain_table(l0, l1, p0, p1, alpha, beta1) -> None:
     # Moderate numbers, where the textbook formulas lose no digits that matter.
     assume(all(abs(p) > 0.01 for p in (p0, p1)))

@@ -266,7 +266,7 @@ def test_buckets_do_not_matter(monkeypatch) -> None:
     mode=st.fixed_dictionaries({n: st.booleans() for n in ("acme", "adam", "asam", "nesterov")}),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_gradients_of_any_size_leave_finite_weights(exponents, mode, dtype) -> None:
     """Sudden gradients from 1e-18 to 1e18 on weights of size 1: limited, never NaN, never Inf."""
     weight = nn.Parameter(torch.ones(4, dtype=dtype))

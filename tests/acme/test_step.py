@@ -265,7 +265,7 @@ def test_report(mode) -> None:
 
 
 @given(total=st.integers(1, 30))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_annealing_falls_and_stays(total) -> None:
     """On a loss linear in w every look-ahead is better: a/α is γ·A, whose A is the half cosine, then 0.01."""
     weight = nn.Parameter(torch.zeros(3, dtype=torch.float64))

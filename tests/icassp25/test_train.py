@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,6 +301,21 @@ def test_wandb_that_is_not_installed_is_said(tmp_path: Path) -> None:
         assert "pip install wandb" in said
     else:
         pytest.skip("wandb is installed: its absence cannot be shown")
+
+
+def test_wandb_gets_the_rows_as_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a recorder in its place; the real package is an extra."""
+    calls: list[object] = []
+    recorder = SimpleNamespace(
+        init=lambda **options: calls.append(options["name"]) or recorder,
+        log=lambda values: calls.append(values),
+        finish=lambda: calls.append("finish"),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    logged, _ = go(tmp_path, replace(TINY, epochs=1, wandb="a name"))
+    name, values, end = calls
+    assert (name, end) == ("a name", "finish")
+    assert values == {key: float(text) for key, text in logged[0].items() if text}
 
 
 def test_finished_runs_are_skipped_without_torch(tmp_path: Path) -> None:
