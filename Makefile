@@ -29,7 +29,7 @@ reproduce: $(VENV)/ready  ## environment, data, both sweeps, tables, figures, su
 data: $(VENV)/ready  ## find or download CIFAR-100
 	@$(PYTHON) -m icassp25.data $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
-smoke: $(VENV)/ready  ## the whole way in about two minutes, on synthetic images
+smoke: $(VENV)/ready  ## the whole way in minutes, on synthetic images
 	@PRESET=smoke PYTHON=$(PYTHON) scripts/reproduce.sh
 
 tables: $(VENV)/ready  ## rebuild the tables of PRESET (or STUDY) from its CSVs

@@ -59,6 +59,18 @@ def make_closure(model: nn.Module, optimizer: torch.optim.Optimizer, batch, spoi
     return closure
 
 
+def loss_closure(model: nn.Module, optimizer: torch.optim.Optimizer):
+    """The closure for a module that returns its own loss."""
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model()
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def train(model, optimizer, data, steps: int, first: int = 0) -> list[float]:
     return [
         optimizer.step(make_closure(model, optimizer, data[i % len(data)])).item()

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from common import all_modes, assert_same, batches, make_closure, net, snapshot, start, train, vector
+from common import (
+    all_modes,
+    assert_same,
+    batches,
+    loss_closure,
+    make_closure,
+    net,
+    snapshot,
+    start,
+    train,
+    vector,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -29,22 +40,12 @@ class Partly(nn.Module):
         return loss if self.wait else loss + ((self.late_weight + 1) ** 2).mean()
 
 
-def closure_of(model, optimizer):
-    def closure():
-        optimizer.zero_grad()
-        loss = model()
-        loss.backward()
-        return loss
-
-    return closure
-
-
 @all_modes
 def test_absent_and_zero_gradients_take_no_part(mode) -> None:
     model = Partly()
     optimizer = Acme(model, start(mode), **mode, weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = [optimizer.step(closure_of(model, optimizer)).item() for _ in range(10)]
+    losses = [optimizer.step(loss_closure(model, optimizer)).item() for _ in range(10)]
     assert losses[-1] < losses[0]
     for name, p in model.named_parameters():
         moved = not torch.equal(p, before[name])
@@ -55,7 +56,7 @@ def test_absent_and_zero_gradients_take_no_part(mode) -> None:
     alone = Partly()
     parts = [(name, p) for name, p in alone.named_parameters() if name in ("used_weight", "scalar")]
     other = Acme(parts, start(mode), **mode, weight_decay=0.1)
-    assert losses == [other.step(closure_of(alone, other)).item() for _ in range(10)]
+    assert losses == [other.step(loss_closure(alone, other)).item() for _ in range(10)]
 
 
 @all_modes
@@ -65,7 +66,7 @@ def test_late_first_gradient(mode) -> None:
     for step in range(20):
         model.wait = step < 5
         late = model.late_weight.detach().clone()
-        optimizer.step(closure_of(model, optimizer))
+        optimizer.step(loss_closure(model, optimizer))
         assert torch.equal(late, model.late_weight) == (step < 5)
     assert torch.isfinite(vector(model.parameters())).all()
     assert optimizer.param_groups[0]["t"] == 21
@@ -78,15 +79,15 @@ def test_gradient_that_pauses(mode) -> None:
     model.wait = False
     optimizer = Acme(model, start(mode), **mode)
     for _ in range(3):
-        optimizer.step(closure_of(model, optimizer))
+        optimizer.step(loss_closure(model, optimizer))
     model.wait = True
     late = model.late_weight.detach().clone()
     average = optimizer.state[model.late_weight]["exp_avg"].clone()
-    optimizer.step(closure_of(model, optimizer))
+    optimizer.step(loss_closure(model, optimizer))
     assert torch.equal(late, model.late_weight)
     assert torch.equal(average, optimizer.state[model.late_weight]["exp_avg"])
     model.wait = False
-    optimizer.step(closure_of(model, optimizer))
+    optimizer.step(loss_closure(model, optimizer))
     assert not torch.equal(late, model.late_weight)
 
 
@@ -173,7 +174,7 @@ def test_mixed_dtypes_in_one_group(mode) -> None:
     model.used_weight = nn.Parameter(model.used_weight.detach().double())
     model.scalar = nn.Parameter(model.scalar.detach().bfloat16())
     optimizer = Acme(model, start(mode), **mode)
-    losses = [optimizer.step(closure_of(model, optimizer)).item() for _ in range(10)]
+    losses = [optimizer.step(loss_closure(model, optimizer)).item() for _ in range(10)]
     assert losses[-1] < losses[0]
 
 
@@ -323,7 +324,7 @@ def test_gradient_missing_at_the_look_ahead_point(mode) -> None:
         nonlocal calls
         calls += 1
         model.wait = calls > 1
-        return closure_of(model, optimizer)()
+        return loss_closure(model, optimizer)()
 
     optimizer.step(closure)
     assert torch.isfinite(vector(model.parameters())).all()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from common import all_modes, batches, evaluations, make_closure, net, start, train, vector
+from common import all_modes, batches, evaluations, loss_closure, make_closure, net, start, train, vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
@@ -26,16 +26,6 @@ class Quadratic(nn.Module):
 
     def forward(self) -> torch.Tensor:
         return 0.5 * (self.c * (torch.cat([self.weight, self.bias]) - 1) ** 2).sum()
-
-
-def quadratic_closure(model, optimizer):
-    def closure():
-        optimizer.zero_grad()
-        loss = model()
-        loss.backward()
-        return loss
-
-    return closure
 
 
 @all_modes
@@ -137,7 +127,7 @@ def test_plain_step_is_the_formula(nesterov) -> None:
         m = beta * m + (1 - beta) * k * g
         direction = beta * m + (1 - beta) * g if nesterov else m
         w = (w - lr * direction) * (1 - lr * decay)
-        optimizer.step(quadratic_closure(model, optimizer))
+        optimizer.step(loss_closure(model, optimizer))
         torch.testing.assert_close(vector(model.parameters()), w, rtol=1e-12, atol=1e-14)
 
 
@@ -329,5 +319,5 @@ def test_the_claim_on_a_quadratic() -> None:
         initial = model().item()
         optimizer = Acme(model, lr, acme=True, total_steps=None)
         for _ in range(150):
-            optimizer.step(quadratic_closure(model, optimizer))
+            optimizer.step(loss_closure(model, optimizer))
         assert model().item() < 1e-3 * initial, lr

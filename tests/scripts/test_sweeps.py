@@ -182,7 +182,7 @@ def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
         text=True,
         start_new_session=True,  # so that the signal reaches the sweep and its run, as from a terminal
         # Where the tests themselves run in the background, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (one thread)
     )
     deadline = time.monotonic() + 20
     while not stub.with_name("log").exists() and time.monotonic() < deadline:
