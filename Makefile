@@ -1,5 +1,5 @@
-# `make help` lists the targets. Variables: PRESET=smoke|quick|reduced|paper, PYTHON3 (makes .venv),
-# DATA_DIR (holds cifar-100-python/), RESULTS, FIGURES.
+# `make help` lists the targets. Variables: PRESET=smoke|quick|reduced|paper, DATA_DIR (holds
+# cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -7,9 +7,7 @@ SHELL := /bin/bash
 PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-RESULTS ?= results
-FIGURES ?= figures
-export PRESET RESULTS FIGURES DATA_DIR CIFAR100_ROOT
+export PRESET STUDY RESULTS FIGURES DATA_DIR
 
 .PHONY: help reproduce data smoke sweeps tables figures test lint clean
 

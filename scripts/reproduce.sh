@@ -3,6 +3,9 @@
 #
 #   [PRESET=smoke|quick|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
 #
+# Trains anew, into a folder of its own: RESULTS is reproduction/results, FIGURES reproduction/figures, unless
+# set. (results/ holds committed runs, which would all be found finished.)
+#
 # PRESET is `paper` where CUDA is, else `quick`. Without the data and without a network the same is done with
 # the built-in synthetic set, under a study name of its own.
 set -euo pipefail
@@ -13,7 +16,9 @@ if [ -z "${PRESET:-}" ]; then
     PRESET=quick
     if "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then PRESET=paper; fi
 fi
-export PYTHON PRESET
+RESULTS=${RESULTS:-reproduction/results}
+FIGURES=${FIGURES:-reproduction/figures}
+export PYTHON PRESET RESULTS FIGURES
 
 . scripts/presets.sh
 device=$("$PYTHON" -c '
@@ -24,9 +29,9 @@ runs=$((16 * $(wc -w <<<"$SEEDS") + 4 * $(wc -w <<<"$LRS") * $(wc -w <<<"$LR_SEE
 cat <<TEXT
 Reproducing ACME: preset $PRESET (for: $ABOUT)
   on       $device
-  runs     $runs: 16 optimizers × $(wc -w <<<"$SEEDS") seeds, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
+  runs     $runs: 16 optimizers × seeds $SEEDS, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
   each     ${OPTIONS[*]}
-  into     ${RESULTS:-results}/$STUDY, ${FIGURES:-figures}/$STUDY
+  into     $RESULTS/$STUDY, $FIGURES/$STUDY
 TEXT
 
 if [ "$DATASET" = cifar100 ]; then
@@ -53,5 +58,8 @@ if [ $status = 130 ]; then exit 130; fi
 if [ "${DRY_RUN:-0}" = 0 ]; then
     scripts/rebuild.sh figures
     scripts/rebuild.sh tables # last: it prints the summary
+    if [ -e "figures/$STUDY/table.md" ] && [ "$FIGURES" != figures ]; then
+        echo "The committed numbers to compare with: figures/$STUDY/table.md and robustness.md"
+    fi
 fi
 exit $status
