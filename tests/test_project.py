@@ -64,7 +64,9 @@ def test_without_data_it_is_synthetic_and_says_so(no_data: str) -> None:
     assert "SYNTHETIC" in done.stdout
     commands = [line for line in done.stdout.splitlines() if "cifar100.acme.py" in line]
     assert len(commands) == 36
-    assert all("--dataset synthetic" in line and "reproduction/results/quick-synthetic/" in line for line in commands)
+    assert all(
+        "--dataset synthetic" in line and "reproduction/results/quick-synthetic/" in line for line in commands
+    )
 
 
 def test_a_wrong_folder_is_an_error_not_a_reason_for_synthetic(no_data: str, tmp_path: Path) -> None:
