@@ -242,7 +242,7 @@ class Experiment:
             inputs = augment.normalise(batch, self.images.mean, self.images.std)
             with self._autocast():
                 logits = self.model(inputs.to(memory_format=torch.channels_last))
-                loss += self.criterion(logits, targets) * len(batch)
+                loss += self.criterion(logits, targets).to(loss.dtype) * len(batch)
             wrong += (logits.argmax(1) != targets).sum()
         return loss.item() / len(images), wrong.item() / len(images)
 
