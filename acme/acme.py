@@ -174,7 +174,7 @@ def _cubic_minimiser(rise: float, p0: float, p1: float) -> float:
     """
     theta = -p0 - p1 - 3 * rise
     root = math.hypot(theta, math.sqrt(p0) * math.sqrt(-p1))
-    sum_ = theta + root if theta > 0 else p0 * -p1 / (root - theta)
+    sum_ = theta + root if theta >= 0 else p0 * -p1 / (root - theta)
     return max((p0 + sum_) / (p0 - p1 + 2 * root), sys.float_info.min)
 
 
@@ -214,9 +214,9 @@ class Acme(Optimizer):
         ValueError, TypeError: an argument out of its range or of a wrong type.
 
     Parameters may be real tensors of any floating dtype. Averages are kept in float32 for 16-bit parameters,
-    else in the parameters' dtype; every sum is taken in float64 (on mps, float32). A parameter whose gradient is None or zero
-    everywhere takes no part in a step. Several groups search along their joint direction: each keeps its ratio
-    of step sizes, its betas and its weight decay.
+    else in the parameters' dtype; every sum is taken in float64 (on mps, float32). A parameter whose gradient
+    is None or zero everywhere takes no part in a step. Several groups search along their joint direction: each
+    keeps its ratio of step sizes, its betas and its weight decay.
 
     Example:
         >>> optimizer = Acme(model, acme=True, total_steps=epochs * len(loader))
@@ -356,11 +356,7 @@ class Acme(Optimizer):
         try:
             return self._step(torch.enable_grad()(closure), trial)
         except BaseException:
-            trial.undo()
-            for param, key in trial.fresh:
-                del self.state[param][key]
-                if not self.state[param]:
-                    del self.state[param]
+            trial.undo(self.state)
             raise
 
     def _step(self, closure: Callable[[], Any], trial: _Trial) -> Tensor | float:
@@ -379,10 +375,10 @@ class Acme(Optimizer):
             _ascend(buckets, trial)
             _, loss = trial.evaluate(closure)
             trial.restore_weights()
-            _require_finite(_to_host([loss]), where)
 
-        moments = _to_host([x for bucket in buckets for x in bucket.moments(bucket.gradients())])
-        _require_finite(moments, where)
+        sums = [x for bucket in buckets for x in bucket.moments(bucket.gradients())]
+        latest, *moments = _to_host([loss, *sums])
+        _require_finite([latest, *moments], where, latest)
         limit = min(_limit(buckets, moments), 1.0)
         if options["acme"]:
             self._report = self._look_and_leap(buckets, trial, closure, l0, limit)
@@ -734,9 +730,13 @@ class _Trial:
         for bucket in self.buckets:
             torch._foreach_copy_(bucket.params, bucket.weights)
 
-    def undo(self) -> None:
-        """Back to before the step: weights, generators, buffers."""
+    def undo(self, state: dict[Tensor, dict[str, Any]]) -> None:
+        """Back to before the step: weights, new entries of the optimizer's `state`, generators, buffers."""
         self.restore_weights()
+        for param, key in self.fresh:
+            del state[param][key]
+            if not state[param]:
+                del state[param]
         self.before.restore()
 
 

@@ -77,11 +77,6 @@ class RunConfig:
         return self.available_images // self.batch_size
 
     @property
-    def evaluations_per_step(self) -> int:
-        """Gradient evaluations of one optimizer step: 1, +1 with ASAM, +1 with ACME."""
-        return 1 + self.asam + self.acme
-
-    @property
     def name(self) -> str:
         """A file name for the run, from the options that usually differ."""
         switches = [name for name in ("adam", "asam", "nesterov", "acme") if getattr(self, name)]

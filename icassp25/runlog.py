@@ -141,11 +141,6 @@ class RunLog:
         self._write_json()
         self._write_csv()
 
-    @classmethod
-    def resume(cls, path: Path, config: RunConfig, sidecar: Mapping[str, Any], rows: Iterable[Row]) -> RunLog:
-        """Go on with the rows of a checkpoint: the CSV becomes those rows, whatever it held."""
-        return cls(path, config, sidecar, rows)
-
     def append(self, row: Row) -> None:
         """Add an epoch's row; both files are up to date on return."""
         if row.epoch != len(self.rows) + 1:

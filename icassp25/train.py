@@ -143,6 +143,11 @@ class Experiment:
             )
         self.progress = Progress()
 
+    @property
+    def parameters(self) -> int:
+        """The number of the model's parameters, all tensors together."""
+        return sum(p.numel() for p in self.model.parameters())
+
     def epoch(self, number: int) -> runlog.Row:
         """Train for one epoch, then test; the row says what came of it."""
         config = self.config
@@ -353,7 +358,7 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
     from icassp25.vision import torchvision
 
     return {
-        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "parameters": experiment.parameters,
         "device": device_name(experiment.device),
         "commit": _commit(),
         "versions": {
@@ -393,9 +398,8 @@ _SHARE_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "nf")
 
 def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
     config = experiment.config
-    parameters = sum(p.numel() for p in experiment.model.parameters())
     print(
-        f"{config.model} {config.depth}-{config.width_alpha}, {parameters:,} parameters, "
+        f"{config.model} {config.depth}-{config.width_alpha}, {experiment.parameters:,} parameters, "
         f"{config.dataset}, {config.available_images:,} images, {config.epochs} epochs of "
         f"{config.steps_per_epoch} steps, {device_name(experiment.device)}, {config.precision}"
     )

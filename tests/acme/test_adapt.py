@@ -51,6 +51,12 @@ def test_never_nan_at_the_limits_of_float64(l0, l1, p0, p1, alpha, beta1) -> Non
     assert math.isfinite(target) and math.isfinite(step)
 
 
+def test_slope_that_vanishes_beside_the_other() -> None:
+    """p1 underflows in units of p0, and the cubic's other terms cancel: the minimiser is at the far end."""
+    target, step, decision = adapt(2.0, 1.0, 3.0, -5e-324, 1.0, 0.9)
+    assert decision == Decision.CUBIC and target == step == math.nextafter(1.0, 0.0)
+
+
 @given(st.one_of(inputs, near), st.floats(-3, 3).map(lambda e: 10.0**e))
 @settings(max_examples=1000)
 def test_scale_free(values, factor) -> None:

@@ -141,7 +141,7 @@ def test_resuming_rewrites_the_csv_from_the_checkpoint(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "3,what a killed process")
 
     kept = [Row(**json.loads(json.dumps(asdict(row(1)))))]  # as a checkpoint would hold it
-    log = RunLog.resume(path, CONFIG, SIDECAR, kept)
+    log = RunLog(path, CONFIG, SIDECAR, kept)
     assert path.read_text() == "".join(whole.read_text().splitlines(keepends=True)[:2])
     for epoch in (2, 3):
         log.append(row(epoch))

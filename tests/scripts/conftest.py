@@ -38,13 +38,14 @@ def write_run(path: Path, diverge_at: int | None = None, **options: object) -> R
         if config.acme:
             step_size = 10 ** (power * (1 - done) ** 2 - 0.5)
         steps = epoch * config.steps_per_epoch
+        evaluations = steps * (1 + config.asam + config.acme)
         codes = [0.05, 0.35, 0.1, 0.15, 0.1, 0.2 * done, 0.2 * (1 - done), 0.04, 0.01]
         log.append(
             Row(
                 epoch=epoch,
                 steps=steps,
-                evaluations=steps * config.evaluations_per_step,
-                seconds=1.25 * epoch * config.evaluations_per_step + 0.1 * (config.seed % 5),
+                evaluations=evaluations,
+                seconds=1.25 * epoch * (evaluations // steps) + 0.1 * (config.seed % 5),
                 lr=config.lr,
                 step_size=step_size,
                 train_loss=math.nan if lost else 4.6 * error + 0.1,
