@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import repeat
+from itertools import chain, repeat
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["Acme", "Adaptation", "Decision", "Report", "adapt"]
 
@@ -32,6 +36,15 @@ __all__ = ["Acme", "Adaptation", "Decision", "Report", "adapt"]
 GROWTH_LIMIT = 2.0  # F: one gradient may at most double the squared norm of the gradient average
 CLEAR_DIFFERENCE = 1e-4  # relative difference above which two losses count as different
 ASAM_FLOOR = 1e-16  # added to ASAM's norm
+CLIP_FLOOR = 1e-6  # added to the gradient's norm in clipping, torch's own
+
+# When to warn: relative differences and counts that chance does not bring about.
+UNEVEN = 1e-8  # relative variance over the ranks of gradients that should be equal on all
+SAME_NORM = (
+    1e-5  # relative difference up to which two norms of the gradient are the same, as clipping leaves them
+)
+CLIPPED_FALL = 1.1  # fall of the loss, in units of what the slopes say, that they do not account for
+CLIPPED_STEPS = 8
 FINAL_ANNEALING = 0.01  # the annealing factor once `total_steps` steps are done
 
 # Elements of the parameters that one pass takes at once: bounds the temporaries, and is large enough for
@@ -40,19 +53,50 @@ BUCKET_ELEMENTS = 1 << 20
 
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
-_SHARED_OPTIONS = ("acme", "adam", "asam", "nesterov", "bias_correction", "total_steps", "differentiable")
+_SWITCHES = ("acme", "adam", "asam", "nesterov")
+_SHARED_OPTIONS = (*_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm")
+
+# Options of torch's optimizers that a group may bring along, and what to say instead of ignoring them.
+_FOREIGN_OPTIONS = {
+    "maximize": "minimise the negative loss",
+    "capturable": "Acme reads losses as numbers, which a graph cannot hold",
+    "fused": "Acme has one implementation",
+    "foreach": "Acme has one implementation, which uses foreach",
+    "momentum": "Acme's is betas[0]",
+    "dampening": "the gradient enters the average times 1 - betas[0]",
+    "eps": "it is called epsilon here",
+    "amsgrad": "Acme does not have it",
+    "decoupled_weight_decay": "Acme's always is",
+}
 
 _NO_CLOSURE = (
     "Acme.step() needs a closure that zeroes the gradients, evaluates loss and gradient on one batch and "
     "returns the loss: ACME and ASAM evaluate the same batch again at other weights. Call "
-    "optimizer.step(closure). torch.amp.GradScaler.step(optimizer) and Hugging Face's Trainer call step() "
-    "without one, and so may other frameworks that step for you (DeepSpeed): step Acme yourself there."
+    "optimizer.step(closure), or optimizer.step_in_parts() in loops that cannot hand one over. Hugging Face's "
+    "Trainer calls step() without one, and so may other frameworks that step for you (DeepSpeed): step Acme "
+    "yourself there."
+)
+
+_SCALED = (
+    "torch.amp.GradScaler.step(optimizer) cannot step Acme: it would hand over gradients scaled by thousands, and "
+    "losses that are not. Return the true loss from a closure that calls scaler.scale(loss).backward(), then "
+    "optimizer.step(closure, scaler=scaler) and scaler.update(). Frameworks that own the scaler and run the closure "
+    'themselves (Lightning\'s "16-mixed", Accelerate\'s "fp16") call it this way: train with bfloat16 there '
+    '("bf16-mixed", "bf16"), or step Acme yourself.'
+)
+
+_FSDP1 = (
+    "Invalid parameters: FullyShardedDataParallel (FSDP1) hides which elements of a parameter this rank holds "
+    "(expected those of a model sharded by torch.distributed.fsdp.fully_shard, or not sharded)"
 )
 
 _NO_NAMES = (
     "asam=True needs the parameters' names (ASAM scales by |w| those whose name contains 'weight'): pass the "
     "model, model.named_parameters(), or groups with 'params' as (name, tensor) pairs"
 )
+
+
+_Loss = TypeVar("_Loss", Tensor, float)
 
 
 class Decision(IntEnum):
@@ -209,14 +253,21 @@ class Acme(Optimizer):
         differentiable: refused; here because `torch.optim` has it.
         total_steps: steps over which γ falls to a hundredth of its start along half a cosine, to stay there;
             None for a constant γ.
+        max_grad_norm: clip the gradient that enters the averages (and Nesterov's term) to this Euclidean norm
+            over all parameters, as `torch.nn.utils.clip_grad_norm_` does; the slopes are those of the true
+            gradient. None for no clipping. Do not clip in the closure: that falsifies the slopes.
+        process_group: the ranks of a data-parallel training, over which losses are averaged so that all take
+            the same decision. None finds them: those of a DistributedDataParallel `model` or of the parameters'
+            device mesh, else all ranks, where torch.distributed is in use. For independent trainings pass a
+            group of one rank (``torch.distributed.new_subgroups(group_size=1)[0]``).
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.
 
-    Parameters may be real tensors of any floating dtype. Averages are kept in float32 for 16-bit parameters,
-    else in the parameters' dtype; every sum is taken in float64 (on mps, float32). A parameter whose gradient
-    is None or zero everywhere takes no part in a step. Several groups search along their joint direction: each
-    keeps its ratio of step sizes, its betas and its weight decay.
+    Parameters may be real tensors of any floating dtype, and DTensors (`fully_shard`). Averages are kept in
+    float32 for 16-bit parameters, else in the parameters' dtype; every sum is taken in float64 (on mps,
+    float32). A parameter whose gradient is None or zero everywhere takes no part in a step. Several groups
+    search along their joint direction: each keeps its ratio of step sizes, its betas and its weight decay.
 
     Example:
         >>> optimizer = Acme(model, acme=True, total_steps=epochs * len(loader))
@@ -246,6 +297,8 @@ class Acme(Optimizer):
         bias_correction: bool = False,
         differentiable: bool = False,
         total_steps: int | None = 50_000,
+        max_grad_norm: float | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -261,11 +314,25 @@ class Acme(Optimizer):
             "bias_correction": bias_correction,
             "differentiable": differentiable,
             "total_steps": total_steps,
+            "max_grad_norm": max_grad_norm,
         }
         defaults = _checked(defaults)
         self._model = model if isinstance(model, nn.Module) else None
+        self._process_group = process_group
         self._report: Report | None = None
+        self._begin()
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
+
+    def _begin(self) -> None:
+        """What is remembered from step to step, but not in a state dict."""
+        self._trial: _Trial | None = None
+        self._unsure: set[Tensor] = (
+            set()
+        )  # parameters whose averages were loaded: perhaps before any gradient
+        self._scaled = [_Scaled(self) for _ in range(3)]
+        self._warned: set[str] = set()
+        self._largest_norm = 0.0
+        self._clipped_steps = 0
 
     @property
     def report(self) -> Report | None:
@@ -286,6 +353,9 @@ class Acme(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"Invalid parameter group: {param_group!r} (expected a dict with 'params')")
+        for name, instead in _FOREIGN_OPTIONS.items():
+            if param_group.get(name):
+                raise ValueError(f"Invalid option {name!r} in a parameter group: {instead}")
         group = dict(param_group)  # the caller's dict stays as it is, usable for another optimizer
         group.update(_checked({**self.defaults, **group}))
         for name in _SHARED_OPTIONS:
@@ -301,6 +371,9 @@ class Acme(Optimizer):
         self._match_names(group)
         super().add_param_group(group)
         for param in group["params"]:
+            if getattr(param, "_fsdp_flattened", False) or type(param).__name__ == "FlatParameter":
+                self.param_groups.pop()
+                raise TypeError(_FSDP1)
             if not param.is_floating_point():
                 self.param_groups.pop()
                 raise TypeError(
@@ -330,13 +403,25 @@ class Acme(Optimizer):
 
     # The step -------------------------------------------------------------------------------------------
 
+    # With this, GradScaler.step() leaves its scale on the optimizer before it calls `step`, which can refuse.
+    _step_supports_amp_scaling = True
+
+    @overload  # type: ignore[override]
+    def step(self, closure: None = None, scaler: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], _Loss], scaler: torch.amp.GradScaler | None = None) -> _Loss: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor | float] | None = None) -> Tensor | float:  # type: ignore[override]
+    def step(
+        self, closure: Callable[[], Any] | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> Any:
         """One step: 1 evaluation of `closure`, +1 with `asam`, +1 with `acme`.
 
         Args:
             closure: zeroes the gradients, evaluates loss and gradient on one batch and returns the loss, a
                 scalar. Called with gradients enabled and with the same random numbers every time.
+            scaler: for float16, the `GradScaler` with which the closure scales what it differentiates; it
+                returns the true loss. Call ``scaler.update()`` once after each step. An overflow of the
+                gradient at the start (or at ASAM's point) skips the step, as ``scaler.step`` does.
 
         Returns:
             The loss at the weights the step started from, detached.
@@ -344,117 +429,298 @@ class Acme(Optimizer):
         Raises:
             FloatingPointError: non-finite loss or gradient at the start (or at ASAM's point).
             TypeError, ValueError: no closure, one that does not return a scalar, a sparse gradient.
+            RuntimeError: called by ``GradScaler.step``, or within a step.
 
         After any exception, from here or from the closure, weights, averages, step sizes, the model's buffers
         and the random generators are as before the step.
+
+        Without a closure, where every `lr` and every gradient is zero, as `torch.distributed.checkpoint` calls
+        it: only creates the state of parameters with a gradient.
         """
+        if "grad_scale" in vars(self):
+            del self.grad_scale, self.found_inf  # type: ignore[attr-defined]
+            raise RuntimeError(_SCALED)
         if closure is None:
-            raise TypeError(_NO_CLOSURE)
+            return self._create_state()
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
-        trial = _Trial(self._model, [p for group in self.param_groups for p in group["params"]])
-        try:
-            return self._step(torch.enable_grad()(closure), trial)
-        except BaseException:
-            trial.undo(self.state)
-            raise
+        evaluate = torch.enable_grad()(closure)
+        with self._in_progress(scaler) as trial:
+            loss = evaluate()
+            first = (
+                loss.detach().clone() if isinstance(loss, Tensor) else loss
+            )  # the next may take its memory
+            while trial.parts[0] != "leap":
+                getattr(self, trial.parts[0])(loss)
+                if trial.idle:
+                    self._finish(trial)
+                    return first
+                loss = evaluate()
+            self.leap(loss)
+        return first
 
-    def _step(self, closure: Callable[[], Any], trial: _Trial) -> Tensor | float:
-        options = self.param_groups[0]
-        value, loss = trial.evaluate(closure)
-        buckets, l0 = self._collect(loss, trial)
-        if not buckets:
-            alpha = options["step_size"] if options["acme"] else float(options["lr"])
-            self._report = Report(l0, None, None, None, None, alpha, 0.0, 1.0, trial.evaluations)
-            return value
-        where = "at the start"
-        if options["asam"]:
-            where = "at ASAM's point"
-            for bucket in buckets:
+    @contextmanager
+    def step_in_parts(self, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
+        """One step as separate calls, for loops that cannot hand over a closure; `step` is made of the same.
+
+        Within the block, evaluate the batch (zero the gradients, forward, backward) and hand the loss of that
+        evaluation to the next part: ``ascend(loss)`` with `asam`, then ``look(loss)`` with `acme`, then
+        ``leap(loss)``. Each but the last is followed by another evaluation of the same batch::
+
+            with optimizer.step_in_parts():
+                loss = evaluate()
+                optimizer.look(loss)             # to the look-ahead point
+                optimizer.leap(evaluate())       # to the next weights
+
+        Args:
+            scaler: for float16, as in `step`.
+
+        Raises:
+            RuntimeError: parts called out of order, or the block left before ``leap``.
+
+        An exception within the block undoes the step, as in `step`.
+        """
+        for before in chain(_global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
+            before(self, (), {})
+        with self._in_progress(scaler):
+            yield
+        self._opt_called = True  # what learning-rate schedulers look for
+        for after in chain(self._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
+            after(self, (), {})
+
+    @torch.no_grad()
+    def ascend(self, loss: Tensor | float) -> None:
+        """Go to ASAM's adversarial point; `loss` is that of the evaluation at the start. See `step_in_parts`."""
+        trial = self._next("ascend")
+        self._start(trial, loss)
+        if not trial.idle:
+            for bucket in trial.buckets:
                 bucket.g0 = [g.clone() for g in bucket.gradients()]
-            _ascend(buckets, trial)
-            _, loss = trial.evaluate(closure)
-            trial.restore_weights()
+            _ascend(trial)
+        trial.depart()
 
-        sums = [x for bucket in buckets for x in bucket.moments(bucket.gradients())]
-        latest, *moments = _to_host([loss, *sums])
-        _require_finite([latest, *moments], where, latest)
-        limit = min(_limit(buckets, moments), 1.0)
-        if options["acme"]:
-            self._report = self._look_and_leap(buckets, trial, closure, l0, limit)
+    @torch.no_grad()
+    def look(self, loss: Tensor | float) -> None:
+        """Go one full step ahead; `loss` is that of the latest evaluation. See `step_in_parts`."""
+        trial = self._next("look")
+        self._take(trial, loss)
+        if not trial.idle:
+            self._look(trial)
+        trial.depart()
+
+    @torch.no_grad()
+    def leap(self, loss: Tensor | float) -> None:
+        """Go to the next weights; `loss` is that of the latest evaluation. See `step_in_parts`."""
+        trial = self._next("leap")
+        if trial.ahead and not trial.idle:
+            self._leap_by_two(trial, trial.arrive(loss))
         else:
-            alpha = self._leap(buckets, limit)
-            self._report = Report(l0, None, None, None, None, alpha, alpha, limit, trial.evaluations)
+            self._take(trial, loss)
+            if not trial.idle:
+                self._leap(trial)
+        self._finish(trial)
 
-        for group in self.param_groups:
-            group["t"] = 1 if self._report.decision is Decision.NON_FINITE else group["t"] + 1
-            group["annealing_step"] += 1
-        return value
+    @contextmanager
+    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[_Trial]:
+        """The evaluations of a step, which an exception undoes."""
+        if self._trial is not None:
+            raise RuntimeError("A step of this optimizer is in progress: finish it with leap() first")
+        trial = self._trial = _Trial(self, scaler)
+        try:
+            yield trial
+            if not trial.done:
+                raise RuntimeError(f"The step was left before {trial.parts[0]}(): it is undone")
+        except BaseException:
+            if not trial.done:
+                trial.undo(self.state)
+                if scaler is not None:  # whose books have the old ones until its next update, under their ids
+                    self._scaled = [_Scaled(self, self._scaled) for _ in range(3)]
+            raise
+        finally:
+            self._trial = None
 
-    def _collect(self, loss: Tensor, trial: _Trial) -> tuple[list[_Bucket], float]:
-        """The parameters that take part in this step, with their state, and the loss.
+    def _next(self, part: str) -> _Trial:
+        """The step in progress, whose next part is `part`."""
+        trial = self._trial
+        if trial is None:
+            raise RuntimeError(f"{part}() outside a step (call it within `with optimizer.step_in_parts():`)")
+        if not trial.parts or trial.parts[0] != part:
+            due = f"{trial.parts[0]}(loss)" if trial.parts else "the end of the block"
+            raise RuntimeError(
+                f"{part}() where {due} is due (the order is ascend with asam, look with acme, leap)"
+            )
+        return trial
+
+    def _start(self, trial: _Trial, loss: Tensor | float) -> None:
+        """After the evaluation at the start: the loss, and the parameters that take part, with their state.
 
         A parameter takes part if it has a gradient that is not zero everywhere.
         """
+        options = self.param_groups[0]
+        steps = options["total_steps"]
+        if options["acme"] and steps is not None and options["annealing_step"] == steps:
+            self._warn(
+                f"Step {steps + 1} of a training with total_steps={steps}: the applied step stays at a hundredth from "
+                "here on. Pass the length of the training as total_steps, or None for no annealing."
+            )
+        value = trial.arrive(loss)
         candidates = [
-            (index, name, param, param.grad)
+            (index, name, param)
             for index, group in enumerate(self.param_groups)
             for name, param in zip(group.get("param_names", repeat("")), group["params"], strict=False)
-            if param.grad is not None
+            if param.grad is not None or (trial.ranks is not None and param.requires_grad)
         ]
-        for _, _, param, grad in candidates:
-            if grad.layout is not torch.strided:
+        for *_, param in candidates:
+            if param.grad is not None and param.grad.layout is not torch.strided:
                 raise TypeError(
-                    f"Invalid gradient of a parameter of shape {tuple(param.shape)}: {grad.layout} (expected a "
-                    "dense one; for an embedding, pass sparse=False)"
+                    f"Invalid gradient of a parameter of shape {tuple(param.shape)}: {param.grad.layout} (expected "
+                    "a dense one; for an embedding, pass sparse=False)"
                 )
-        l0, *sizes = _to_host([loss, *_norms([grad for *_, grad in candidates])])
-        _require_finite([l0, *sizes], "at the start", l0)
-        buckets: list[_Bucket] = []
+        params = [param for *_, param in candidates]
+        unsure = [param for param in params if param in self._unsure]
+        squares = _squares([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+        squares += _squares([self.state[param]["exp_avg"] for param in unsure])
+        trial.l0, *sums = trial.read(value, squares, [*params, *unsure])
+        squared = sums[: len(params)]
+        trial.square0 = trial.square = sum(squared)
+        if not self._finite(trial, trial.l0, squared, "at the start"):
+            return
+        if trial.uneven:
+            self._warn(
+                "The ranks' gradients differ, so the ranks drift apart: they have to be averaged before each step "
+                "(DistributedDataParallel, fully_shard; with no_sync, all but the last backward). If the ranks train "
+                "independently, pass Acme a process_group of one rank."
+            )
+        trial.clip0 = trial.clip = _clip(trial.square0, options["max_grad_norm"])
+        empty = {param for param, total in zip(unsure, sums[len(params) :], strict=True) if total == 0}
         previous, room = -1, 0
-        for (index, name, param, grad), size in zip(candidates, sizes, strict=True):
-            if size == 0:
+        for (index, name, param), square in zip(candidates, squared, strict=True):
+            if square == 0:
                 continue
             group = self.param_groups[index]
-            self._init_state(group, param, grad, size, trial)
-            if index != previous or param.numel() > room:
-                buckets.append(_Bucket(group))
+            self._init_state(group, param, math.sqrt(square), trial, param in empty)
+            elements = _local(param).numel()
+            if index != previous or elements > room:
+                trial.buckets.append(_Bucket(group))
                 previous, room = index, BUCKET_ELEMENTS
-            room -= param.numel()
-            buckets[-1].add(name, param, self.state[param])
-        return buckets, l0
+            room -= elements
+            trial.buckets[-1].add(name, param, self.state[param])
+        trial.idle = not trial.buckets
 
     def _init_state(
-        self, group: dict[str, Any], param: Tensor, grad: Tensor, norm: float, trial: _Trial
+        self, group: dict[str, Any], param: Tensor, norm: float, trial: _Trial, empty: bool = False
     ) -> None:
-        """The averages of a parameter at its first gradient, of Euclidean norm `norm`, as published."""
+        """The averages of a parameter at its first gradient, of Euclidean norm `norm`, as published.
+
+        `empty`: there are averages already, but of no gradient.
+        """
         state = self.state[param]
         dtype = _state_dtype(param)
-        if "exp_avg" not in state:
-            state["exp_avg"] = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            state["exp_avg"].copy_(grad)
-            if group["bias_correction"]:
-                state["exp_avg"].mul_(1 - group["betas"][0])
+        if "exp_avg" not in state or empty:
+            state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            average = _local(state["exp_avg"])
+            if param.grad is not None:
+                average.copy_(_local(param.grad))
+            factor = trial.clip * (1 - group["betas"][0] if group["bias_correction"] else 1.0)
+            if factor != 1:
+                average.mul_(factor)
             trial.fresh.append((param, "exp_avg"))
-        if group["adam"] and "exp_avg_sq" not in state:
+        if group["adam"] and ("exp_avg_sq" not in state or empty):
+            norm *= trial.clip
             mean_square = min(norm / param.numel() * norm, torch.finfo(dtype).max)
             state["exp_avg_sq"] = torch.full_like(state["exp_avg"], mean_square)
             trial.fresh.append((param, "exp_avg_sq"))
+        self._unsure.discard(param)
 
-    def _leap(self, buckets: list[_Bucket], limit: float) -> float:
-        """Update the averages and move by `lr`, which is returned (`acme` off)."""
-        for bucket in buckets:
-            gradients = bucket.gradients()
-            bucket.update(gradients, limit)
+    def _create_state(self) -> None:
+        """Averages of zeros, which count as none, for the parameters that have a gradient: of zeros.
+
+        Raises:
+            TypeError: a learning rate or a gradient is not zero, so that a step was wanted.
+        """
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not params or any(float(group["lr"]) for group in self.param_groups):
+            raise TypeError(_NO_CLOSURE)
+        if any(_to_host(_squares([param.grad for param in params]))):
+            raise TypeError(_NO_CLOSURE)
+        for param in params:
+            state = self.state[param]
+            for key in ("exp_avg", "exp_avg_sq") if self.param_groups[0]["adam"] else ("exp_avg",):
+                if key not in state:
+                    state[key] = torch.zeros_like(param, dtype=_state_dtype(param))
+                    self._unsure.add(param)
+
+    def _finite(self, trial: _Trial, loss: float, sums: list[float], where: str) -> bool:
+        """Whether the step can go on; with a scaler, it is skipped where only the scaled gradient overflowed."""
+        if math.isfinite(loss) and all(map(math.isfinite, sums)):
+            return True
+        if trial.scaler is not None and trial.scaler.is_enabled() and math.isfinite(loss):
+            trial.restore_weights()
+            trial.forget(self.state)
+            trial.buckets, trial.idle, trial.skipped = [], True, True
+            return False
+        what = f"loss ({loss})" if not math.isfinite(loss) else "gradient"
+        raise FloatingPointError(
+            f"Non-finite {what} {where} of the step. Weights, averages and step size are as before it; skip the "
+            "batch, or look for what overflows."
+        )
+
+    def _take(self, trial: _Trial, loss: Tensor | float) -> None:
+        """After the evaluation that the averages are updated with: its gradient, limited."""
+        options = self.param_groups[0]
+        where = "at the start"
+        if options["asam"]:
+            where = "at ASAM's point"
+            value = trial.arrive(loss)
+            trial.restore_weights()
+        else:
+            self._start(trial, loss)
+            value = torch.tensor(trial.l0, dtype=torch.float64)
+        if trial.idle:
+            return
+        latest, moments, square = trial.read_moments(
+            value, options["asam"] and options["max_grad_norm"] is not None
+        )
+        if self._finite(trial, latest, [*moments, square], where):
+            if options["asam"]:
+                trial.clip = _clip(square, options["max_grad_norm"])
+            trial.limit = _limit(trial.buckets, moments, trial.clip)
+
+    def _leap(self, trial: _Trial) -> None:
+        """Update the averages and move by `lr` (`acme` off)."""
+        for bucket in trial.buckets:
+            gradients = bucket.gradients(trial.clip)
+            bucket.update(gradients, trial.limit)
             bucket.move(bucket.params, float(bucket.group["lr"]), gradients)
         for group in self.param_groups:
             group["step_size"] = float(group["lr"])
-        return buckets[0].group["step_size"]
+        alpha = trial.buckets[0].group["step_size"]
+        self._report = Report(trial.l0, None, None, None, None, alpha, alpha, trial.limit, trial.evaluations)
 
-    def _look_and_leap(
-        self, buckets: list[_Bucket], trial: _Trial, closure: Callable[[], Any], l0: float, limit: float
-    ) -> Report:
-        """Evaluate one full step ahead, decide on the step size, move, and use the second gradient too."""
+    def _look(self, trial: _Trial) -> None:
+        """Move one full step ahead, along the direction of the averages as they will be.
+
+        They are updated for good only after the evaluation there, so that an exception in it leaves them alone;
+        until then the gradient is kept, which the evaluation overwrites.
+        """
+        trial.save_weights()
+        for bucket in trial.buckets:
+            gradients = bucket.gradients()
+            bucket.g = bucket.gradients(trial.clip) if trial.clip < 1 else [g.clone() for g in gradients]
+            ahead = bucket.copy_averages()
+            ahead.update(bucket.g, trial.limit)
+            direction = ahead.direction()
+            trial.slopes += _dots(direction, bucket.g0 or gradients)
+            _move(bucket.params, bucket.weights, direction, bucket.group["step_size"])
+            if not bucket.group["nesterov"]:
+                bucket.g0 = []
+            elif trial.clip0 < 1:
+                torch._foreach_mul_(bucket.g0, trial.clip0)
+        trial.ahead = True
+
+    def _leap_by_two(self, trial: _Trial, loss: Tensor) -> None:
+        """Decide on the step size by the look-ahead, move, and use the second gradient too (`acme`)."""
+        buckets, l0, max_norm = trial.buckets, trial.l0, self.param_groups[0]["max_grad_norm"]
         reference = next((b.group for b in buckets if b.group["step_size"] > 0), buckets[0].group)
         alpha, beta1 = reference["step_size"], buckets[0].beta1
 
@@ -462,49 +728,34 @@ class Acme(Optimizer):
             """A group's step size in units of the first's: exactly 1 for equal groups."""
             return group["step_size"] / alpha if alpha > 0 else 1.0
 
-        trial.save_weights(buckets)
-        slopes: list[Tensor] = []
         for bucket in buckets:
-            # The averages are updated for good only after the evaluation, so that an exception in it leaves
-            # them alone; until then the gradient is kept, which the closure overwrites.
-            bucket.g = [g.clone() for g in bucket.gradients()]
-            ahead = bucket.copy_averages()
-            ahead.update(bucket.g, limit)
-            direction = ahead.direction()
-            slopes += _dots(direction, bucket.g0 or bucket.g)
-            _move(bucket.params, bucket.weights, direction, bucket.group["step_size"])
-            if not bucket.group["nesterov"]:
-                bucket.g0 = []
-        del ahead, direction
-
-        _, loss = trial.evaluate(closure)
-        moments: list[Tensor] = []
-        for bucket in buckets:
-            bucket.update(bucket.g, limit)
+            bucket.update(bucket.g, trial.limit)
             if bucket.group["nesterov"]:
                 bucket.g0 = bucket.g0 or bucket.g
             bucket.g = []
-            moments += bucket.moments(bucket.gradients())
-        l1, *sums = _to_host([loss, *slopes, *moments])
-        slopes0, sums1 = sums[: len(slopes)], sums[len(slopes) :]
+        l1, sums1, square, slopes0 = trial.read_moments(loss, max_norm is not None, trial.slopes)
         weights = [relative(bucket.group) for bucket in buckets for _ in bucket.params]
         p0 = sum(weight * slope for weight, slope in zip(weights, slopes0, strict=True))
         p1 = sum(weight * slope for weight, slope in zip(weights, sums1[0::3], strict=True))
 
-        if not all(math.isfinite(x) for x in (l1, *sums1)):
+        if not all(math.isfinite(x) for x in (l1, *sums1, square)):
             trial.restore_weights()
             for bucket in buckets:
                 torch._foreach_mul_(bucket.m, 1 - bucket.beta1)
             for group in self.param_groups:
                 group["step_size"] *= beta1
-            return Report(l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, limit, trial.evaluations)
+            self._report = Report(
+                l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, trial.limit, trial.evaluations
+            )
+            return
 
         target, step, decision = adapt(l0, l1, p0, p1, alpha, beta1)
         worse = l1 > l0
-        limit1 = min(_limit(buckets, sums1), 1.0)
+        clip1 = _clip(square, max_norm)
+        limit1 = _limit(buckets, sums1, clip1)
         applied = [_damping(bucket.group) * (step if worse else alpha) for bucket in buckets]
         for bucket, size in zip(buckets, applied, strict=True):
-            gradients = bucket.gradients()
+            gradients = bucket.gradients(clip1)
             ahead_gradients = bucket.g0 if worse else gradients
             bucket.move(bucket.weights, size * relative(bucket.group), ahead_gradients)
             if l1 < l0:
@@ -512,7 +763,57 @@ class Acme(Optimizer):
         applied_first = next(a for a, b in zip(applied, buckets, strict=True) if b.group is reference)
         for group, ratio in [(group, relative(group)) for group in self.param_groups]:
             group["step_size"] = beta1 * group["step_size"] + (1 - beta1) * target * ratio
-        return Report(l0, l1, p0, p1, decision, alpha, applied_first, limit, trial.evaluations)
+        self._report = Report(l0, l1, p0, p1, decision, alpha, applied_first, trial.limit, trial.evaluations)
+        self._watch_for_clipping(math.sqrt(trial.square0), self._report)
+
+    def _finish(self, trial: _Trial) -> None:
+        """Count the step, if there was one."""
+        trial.done = True
+        options = self.param_groups[0]
+        if trial.idle:
+            alpha = options["step_size"] if options["acme"] else float(options["lr"])
+            decision = Decision.NON_FINITE if trial.skipped else None
+            self._report = Report(trial.l0, None, None, None, decision, alpha, 0.0, 1.0, trial.evaluations)
+            return
+        assert self._report is not None
+        for group in self.param_groups:
+            group["t"] = 1 if self._report.decision is Decision.NON_FINITE else group["t"] + 1
+            group["annealing_step"] += 1
+
+    # Warnings -------------------------------------------------------------------------------------------
+
+    def _warn(self, message: str) -> None:
+        """Once for each optimizer."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
+
+    def _watch_for_clipping(self, norm: float, report: Report) -> None:
+        """Warn of gradients clipped in the closure.
+
+        A sign of it is a largest norm that is met again and again, in steps whose loss falls by more than the two
+        slopes (smaller than they should be) account for: by the trapezoid rule, exact for a quadratic.
+        """
+        fall = report.loss - report.look_ahead_loss  # type: ignore[operator]
+        p0, p1 = report.slope, report.look_ahead_slope
+        assert p0 is not None and p1 is not None
+        expected = report.step_size * (p0 + p1) / 2
+        if norm > self._largest_norm * (1 + SAME_NORM):
+            self._largest_norm, self._clipped_steps = norm, 0
+        elif norm < self._largest_norm * (1 - SAME_NORM):
+            return
+        if not (
+            min(p0, p1) > 0 and report.decision is not Decision.UNCLEAR and fall > CLIPPED_FALL * expected
+        ):
+            self._clipped_steps = 0
+            return
+        self._clipped_steps += 1
+        if self._clipped_steps >= CLIPPED_STEPS:
+            self._warn(
+                f"Gradients seem to be clipped or normalised in the closure: their norm is {norm:.6g} again and again, "
+                "and the loss falls faster than they say. That falsifies the slopes; pass max_grad_norm to Acme and "
+                "leave the closure's gradient as it is."
+            )
 
     # State ----------------------------------------------------------------------------------------------
 
@@ -527,27 +828,38 @@ class Acme(Optimizer):
             ValueError: groups that do not match, options out of range, or `asam` without names.
         """
         loaded: dict[str, Any] = {}
-        # Behind the user's own hooks, so that it sees the dict that is really loaded.
-        handle = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+
+        def restore(_: Optimizer) -> None:
+            saved = [index for group in loaded["param_groups"] for index in group["params"]]
+            params = [param for group in self.param_groups for param in group["params"]]
+            for index, param in zip(saved, params, strict=True):
+                if index in loaded["state"]:
+                    self.state[param] = {
+                        key: value.detach().to(param.device, _state_dtype(param), copy=True)
+                        for key, value in loaded["state"][index].items()
+                        if isinstance(value, Tensor)
+                    }
+                    self._unsure.add(param)
+
+        # Behind the user's own hooks before, so as to see the dict that is really loaded, and ahead of the
+        # user's own hooks after.
+        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
-            handle.remove()
-        saved = [index for group in loaded["param_groups"] for index in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for index, param in zip(saved, params, strict=True):
-            if index in loaded["state"]:
-                self.state[param] = {
-                    key: value.detach().to(param.device, _state_dtype(param), copy=True)
-                    for key, value in loaded["state"][index].items()
-                    if isinstance(value, Tensor)
-                }
+            before.remove()
+            after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_model": self._model, "_report": self._report}
+        own = {name: vars(self)[name] for name in ("_model", "_process_group", "_report")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "_report" in state:  # a copy; otherwise `load_state_dict`
+            self._begin()
+        self._unsure.update(self.state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -574,7 +886,8 @@ class _Bucket:
     def __init__(self, group: dict[str, Any]) -> None:
         self.group = group
         self.names: list[str] = []
-        self.params: list[Tensor] = []
+        self.owners: list[Tensor] = []  # the parameters, which carry the gradients
+        self.params: list[Tensor] = []  # their elements on this rank
         self.m: list[Tensor] = []
         self.v: list[Tensor] = []
         self.weights: list[Tensor] = []  # where the step starts, once saved
@@ -587,10 +900,11 @@ class _Bucket:
 
     def add(self, name: str, param: Tensor, state: dict[str, Tensor]) -> None:
         self.names.append(name)
-        self.params.append(param)
-        self.m.append(state["exp_avg"])
+        self.owners.append(param)
+        self.params.append(_local(param))
+        self.m.append(_local(state["exp_avg"]))
         if self.group["adam"]:
-            self.v.append(state["exp_avg_sq"])
+            self.v.append(_local(state["exp_avg_sq"]))
 
     def copy_averages(self) -> _Bucket:
         """A bucket with copies of the averages alone."""
@@ -599,12 +913,13 @@ class _Bucket:
         copy.v = [v.clone() for v in self.v]
         return copy
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients as they are now, in the averages' precision; a missing one counts as zero."""
-        return [
-            torch.zeros_like(m) if param.grad is None else param.grad.to(m.dtype)
-            for param, m in zip(self.params, self.m, strict=True)
+    def gradients(self, clip: float = 1.0) -> list[Tensor]:
+        """`clip` times the gradients as they are now, in the averages' precision; a missing one counts as zero."""
+        gradients = [
+            torch.zeros_like(m) if owner.grad is None else _local(owner.grad).to(m.dtype)
+            for owner, m in zip(self.owners, self.m, strict=True)
         ]
+        return gradients if clip == 1 else list(torch._foreach_mul(gradients, clip))
 
     def denominators(self) -> list[Tensor]:
         """D = (sqrt(v / bc2) + ε)·bc1 per element with `adam`; see `divide` for D = bc1 without."""
@@ -682,75 +997,168 @@ class _Surroundings:
             torch._foreach_copy_(self.buffers, self.copies)
 
 
+class _Scaled:
+    """The optimizer's gradients of one evaluation, to a `GradScaler`, which unscales an optimizer once an update."""
+
+    def __init__(self, optimizer: Optimizer, earlier: list[_Scaled] | None = None) -> None:
+        self.optimizer = optimizer
+        self.earlier = earlier
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+
 class _Trial:
-    """The evaluations of one step: all on the same random numbers and buffers, and undone if one fails.
+    """A step in progress: its evaluations, all on the same random numbers and buffers, undone if one fails.
 
     Afterwards the generators and the buffers are as the first evaluation left them.
     """
 
-    def __init__(self, model: nn.Module | None, params: list[Tensor]) -> None:
-        self.model = model
+    def __init__(self, optimizer: Acme, scaler: torch.amp.GradScaler | None) -> None:
+        options = optimizer.param_groups[0]
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parts = ["ascend"] * options["asam"] + ["look"] * options["acme"] + ["leap"]  # still to come
+        self.done = False
+        self.model = optimizer._model
+        self.scaler, self.scaled = scaler, optimizer._scaled
+        self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
         self.devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
-        self.before = _Surroundings(model, self.devices)
+        self.device = params[0].device if params else torch.device("cpu")
+        self.before = _Surroundings(self.model, self.devices)
         self.after: _Surroundings | None = None
         self.evaluations = 0
         self.buckets: list[_Bucket] = []
         self.fresh: list[tuple[Tensor, str]] = []  # state entries that began in this step
+        self.l0 = 0.0
+        self.square0 = 0.0  # squared norm of the gradient at the start
+        self.clip0 = 1.0  # what clips that gradient
+        self.clip = 1.0  # what clips the gradient of the first update
+        self.limit = 1.0  # min(k, 1) of the first update
+        self.slopes: list[Tensor] = []  # Σ d·g0 of each parameter
+        self.idle = False  # nothing to do, or skipped
+        self.skipped = False  # for an overflow of scaled gradients
+        self.uneven = False  # the ranks' gradients differ
+        self.ahead = False  # at the look-ahead point
 
-    def evaluate(self, closure: Callable[[], Any]) -> tuple[Tensor | float, Tensor]:
-        """One evaluation: the loss as the closure returned it, but detached, and as a float64 scalar."""
-        if self.evaluations == 1:
-            self.after = _Surroundings(self.model, self.devices)
-        if self.after is not None:
-            self.before.restore()
-        self.evaluations += 1
-        value = closure()
-        if self.after is not None:
+    def arrive(self, value: Tensor | float) -> Tensor:
+        """After an evaluation: its loss as a float64 scalar, without scale; surroundings as they should be."""
+        self.parts.pop(0)
+        if self.evaluations > 0:
+            assert self.after is not None
             self.after.restore()
+        elif self.parts:
+            self.after = _Surroundings(self.model, self.devices)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.scaled[self.evaluations])  # type: ignore[arg-type]
+        self.evaluations += 1
         if isinstance(value, Tensor):
             if value.numel() != 1 or value.is_complex():
                 raise ValueError(
                     f"Invalid loss: a tensor of shape {tuple(value.shape)} and dtype {value.dtype} (expected "
                     "the closure to return one real number)"
                 )
-            value = value.detach().clone()  # a closure may return the same memory every time
-            return value, _wide(value).reshape(())
+            return _wide(_local(value.detach())).reshape(())
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
                 f"Invalid loss: {value!r} (expected the closure to return a scalar tensor or a number)"
             )
-        return value, torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64)
 
-    def save_weights(self, buckets: list[_Bucket]) -> None:
-        for bucket in buckets:
+    def depart(self) -> None:
+        """Before another evaluation: everything random as before the first."""
+        self.before.restore()
+
+    def read(self, loss: Tensor, sums: list[Tensor], params: list[Tensor]) -> list[float]:
+        """The loss and the sums over `params` as numbers: the mean loss and the whole sums over the ranks."""
+        if self.ranks is None:
+            return _to_host([loss, *sums])
+        size = dist.get_world_size(self.ranks)
+        shares = [1 / size, *(_share(param, size) for param in params)]
+        # To see whether gradients that ought to be averaged are: the variance of their sum over the ranks.
+        whole = [x.to(self.device) for x, share in zip(sums, shares[1:], strict=True) if share == 1 / size]
+        check = torch.stack(whole).sum() if whole else torch.zeros((), dtype=torch.float64)
+        values = [loss, *sums, check, check.square()]
+        vector = torch.stack([value.to(self.device) for value in values])
+        vector *= torch.tensor([*shares, 1 / size, 1 / size], dtype=vector.dtype, device=vector.device)
+        dist.all_reduce(vector, group=self.ranks)
+        *numbers, mean, mean_square = vector.tolist()
+        self.uneven = size > 1 and mean_square - mean * mean > UNEVEN * mean * mean
+        return numbers
+
+    def read_moments(self, loss: Tensor, square: bool, more: list[Tensor] | None = None) -> Any:
+        """The loss, the moments and the squared norm (if wanted, else 0) of the gradients, and `more` sums."""
+        owners = [owner for bucket in self.buckets for owner in bucket.owners]
+        moments: list[Tensor] = []
+        squares: list[Tensor] = []
+        for bucket in self.buckets:
+            gradients = bucket.gradients()
+            moments += bucket.moments(gradients)
+            squares += _squares(gradients) if square else []
+        params = [*(owner for owner in owners for _ in range(3)), *(owners if square else ())]
+        more = more or []
+        numbers = self.read(loss, [*moments, *squares, *more], [*params, *owners[: len(more)]])
+        latest, *numbers = numbers
+        first, second = len(moments), len(moments) + len(squares)
+        result = latest, numbers[:first], sum(numbers[first:second])
+        return (*result, numbers[second:]) if more else result
+
+    def save_weights(self) -> None:
+        for bucket in self.buckets:
             bucket.weights = bucket.weights or [param.clone() for param in bucket.params]
-        self.buckets = buckets
 
     def restore_weights(self) -> None:
         for bucket in self.buckets:
-            torch._foreach_copy_(bucket.params, bucket.weights)
+            if bucket.weights:
+                torch._foreach_copy_(bucket.params, bucket.weights)
 
-    def undo(self, state: dict[Tensor, dict[str, Any]]) -> None:
-        """Back to before the step: weights, new entries of the optimizer's `state`, generators, buffers."""
-        self.restore_weights()
+    def forget(self, state: dict[Tensor, dict[str, Any]]) -> None:
+        """Remove the entries of the optimizer's `state` that are new."""
         for param, key in self.fresh:
             del state[param][key]
             if not state[param]:
                 del state[param]
-        self.before.restore()
+        self.fresh = []
+
+    def undo(self, state: dict[Tensor, dict[str, Any]]) -> None:
+        """Back to before the step: weights, the optimizer's `state`, generators, buffers."""
+        with torch.no_grad():
+            self.restore_weights()
+            self.forget(state)
+            self.before.restore()
 
 
-def _ascend(buckets: list[_Bucket], trial: _Trial) -> None:
+def _ranks(
+    model: nn.Module | None, params: list[Tensor], group: dist.ProcessGroup | None
+) -> dist.ProcessGroup | None:
+    """The process group over which a step is taken together; None for one process alone."""
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        group = model.process_group
+    if group is None:
+        meshes = [param.device_mesh for param in params if _is_dtensor(param)]  # type: ignore[attr-defined]
+        world = dist.group.WORLD
+        small = next(
+            (mesh for mesh in meshes if mesh.ndim == 1 and mesh.size() < dist.get_world_size()), None
+        )
+        group = world if small is None else small.get_group()
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _ascend(trial: _Trial) -> None:
     """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16), with the gradient at the start in `g0`."""
     scaled: list[list[Tensor]] = []
-    norms: list[Tensor] = []
-    for bucket in buckets:
+    squares: list[Tensor] = []
+    for bucket in trial.buckets:
         ascent = bucket.divide(bucket.g0) if bucket.group["adam"] else bucket.g0
         scaled.append(bucket.asam_scaled(ascent))
-        norms += _norms(scaled[-1])
-    norm = math.hypot(*_to_host(norms))
-    trial.save_weights(buckets)
-    for bucket, tensors in zip(buckets, scaled, strict=True):
+        squares += _squares(scaled[-1])
+    owners = [owner for bucket in trial.buckets for owner in bucket.owners]
+    zero = torch.zeros((), dtype=squares[0].dtype, device=squares[0].device)
+    norm = math.sqrt(sum(trial.read(zero, squares, owners)))
+    trial.save_weights()
+    for bucket, tensors in zip(trial.buckets, scaled, strict=True):
         size = bucket.group["rho"] / (norm + ASAM_FLOOR)
         _move(bucket.params, bucket.weights, bucket.asam_scaled(tensors), -size)
 
@@ -775,11 +1183,13 @@ def _dots(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
     return [(_wide(a) * b).sum() for a, b in zip(left, right, strict=True)]
 
 
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    """Euclidean norm of each: float64, 0-dimensional."""
+def _squares(tensors: list[Tensor]) -> list[Tensor]:
+    """Squared Euclidean norm of each: float64, 0-dimensional; of what this rank holds."""
     if not tensors:
         return []
-    return list(torch._foreach_norm(tensors, 2, dtype=_sum_dtype(tensors[0].device)))
+    tensors = [_local(tensor) for tensor in tensors]
+    norms = torch._foreach_norm(tensors, 2, dtype=_sum_dtype(tensors[0].device))
+    return list(torch._foreach_mul(norms, norms))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -791,11 +1201,12 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _limit(buckets: list[_Bucket], moments: list[float]) -> float:
-    """k, the factor on the gradient for which the average's squared norm grows `GROWTH_LIMIT` times.
+def _limit(buckets: list[_Bucket], moments: list[float], clip: float) -> float:
+    """min(k, 1), with k the factor on the gradient for which the average's squared norm grows `GROWTH_LIMIT` times.
 
-    The norm is that of the metric 1/D over all parameters; `moments` are theirs, in `_Bucket.moments`' order.
-    Each parameter counts with its group's β1. k is the positive root of a·k² + 2b·k - c = 0.
+    The norm is that of the metric 1/D over all parameters; `moments` are theirs, in `_Bucket.moments`' order,
+    of the gradient before it was multiplied by `clip`. Each parameter counts with its group's β1. k is the
+    positive root of a·k² + 2b·k - c = 0.
     """
     a = b = c = 0.0
     triples = iter(zip(moments[0::3], moments[1::3], moments[2::3], strict=True))
@@ -803,13 +1214,18 @@ def _limit(buckets: list[_Bucket], moments: list[float]) -> float:
         beta1 = bucket.beta1
         for _ in bucket.params:
             pg, pp, gg = next(triples)
-            a += (1 - beta1) ** 2 * gg
-            b += beta1 * (1 - beta1) * pg
+            a += (1 - beta1) ** 2 * (gg * clip * clip)
+            b += beta1 * (1 - beta1) * (pg * clip)
             c += (GROWTH_LIMIT - beta1**2) * pp
     if a == 0 or c == 0:  # no gradient, or no average to compare it with
         return 1.0
     root = math.hypot(b, math.sqrt(a) * math.sqrt(c))
-    return c / (b + root) if b > 0 else (root - b) / a
+    return min(c / (b + root) if b > 0 else (root - b) / a, 1.0)
+
+
+def _clip(square: float, max_norm: float | None) -> float:
+    """The factor that clips a gradient of squared norm `square`, as `torch.nn.utils.clip_grad_norm_` has it."""
+    return 1.0 if max_norm is None else min(max_norm / (math.sqrt(square) + CLIP_FLOOR), 1.0)
 
 
 def _damping(group: dict[str, Any]) -> float:
@@ -824,7 +1240,7 @@ def _damping(group: dict[str, Any]) -> float:
 
 
 def _to_host(values: list[Tensor]) -> list[float]:
-    """0-dimensional float64 tensors as numbers, with one wait for each device they are on."""
+    """0-dimensional tensors as numbers, with one wait for each device they are on."""
     result = [0.0] * len(values)
     for device in dict.fromkeys(value.device for value in values):
         here = [i for i, value in enumerate(values) if value.device == device]
@@ -846,6 +1262,37 @@ def _require_finite(values: list[float], where: str, loss: float | None = None) 
 def _state_dtype(param: Tensor) -> torch.dtype:
     """The averages' dtype: 16 bits cannot hold a sum that moves by a thousandth."""
     return torch.float32 if param.dtype in (torch.float16, torch.bfloat16) else param.dtype
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is a `torch.distributed.tensor.DTensor`, without importing that module for the answer."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _local(tensor: Any) -> Tensor:
+    """The elements that this rank holds, in the same memory."""
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
+
+
+def _share(param: Any, ranks: int) -> float:
+    """What this rank's sum over a parameter counts for in the sum over all: 1 / (ranks that hold the same)."""
+    if not _is_dtensor(param):
+        return 1 / ranks
+    mesh, copies = param.device_mesh, 1
+    if any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"Invalid parameter: a DTensor with placements {param.placements} (expected sharded or replicated ones)"
+        )
+    if mesh.size() != ranks:
+        raise ValueError(
+            f"Invalid process_group: {ranks} ranks, but a parameter's device mesh has {mesh.size()} (expected a "
+            "mesh over all ranks that step together; pipeline stages are not supported)"
+        )
+    for dimension, placement in enumerate(param.placements):
+        if placement.is_replicate():
+            copies *= mesh.size(dimension)
+    return 1 / copies
 
 
 def _rng(device: torch.device) -> Any:
@@ -916,4 +1363,10 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     if steps is not None and steps < 1:
         raise ValueError(f"Invalid total_steps: {steps} (expected at least 1, or None for no annealing)")
     checked["total_steps"] = None if steps is None else int(steps)
+    norm = options["max_grad_norm"]
+    checked["max_grad_norm"] = None if norm is None else _number(options, "max_grad_norm")
+    if norm == 0:
+        raise ValueError(
+            f"Invalid max_grad_norm: {norm} (expected a positive number, or None for no clipping)"
+        )
     return checked
