@@ -714,7 +714,7 @@ class Acme(Optimizer):
             _move(bucket.params, bucket.weights, direction, bucket.group["step_size"])
             if not bucket.group["nesterov"]:
                 bucket.g0 = []
-            elif trial.clip0 < 1:
+            elif bucket.g0 and trial.clip0 < 1:
                 torch._foreach_mul_(bucket.g0, trial.clip0)
         trial.ahead = True
 

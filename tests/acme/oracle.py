@@ -47,7 +47,7 @@ class Oracle:
     def __init__(
         self, w: Tensor, sizes: list[int], is_weight: list[bool], groups: list[int], *, lr, betas, weight_decay,
         rho, eta, epsilon=1e-8, acme=False, adam=False, asam=False, nesterov=False, bias_correction=False,
-        total_steps=50_000,
+        total_steps=50_000, max_grad_norm=None,
     ) -> None:  # fmt: skip
         self.w = w.clone()
         self.sizes = sizes
@@ -64,6 +64,7 @@ class Oracle:
         self.first_beta1 = betas[0][0]
         self.epsilon, self.total_steps, self.bias_correction = epsilon, total_steps, bias_correction
         self.acme, self.adam, self.asam, self.nesterov = acme, adam, asam, nesterov
+        self.max_grad_norm = max_grad_norm
         self.m = self.v = None
         self.t, self.done, self.code, self.applied = 1, 0, None, None
 
@@ -71,6 +72,11 @@ class Oracle:
         bc1 = 1 - self.beta1**self.t if self.bias_correction else torch.ones_like(self.w)
         bc2 = 1 - self.beta2**self.t if self.bias_correction else torch.ones_like(self.w)
         return ((self.v / bc2).sqrt() + self.epsilon) * bc1 if self.adam else bc1
+
+    def clip(self, g: Tensor) -> Tensor:
+        if self.max_grad_norm is None:
+            return g
+        return g * min(self.max_grad_norm / (g.norm().item() + 1e-6), 1.0)
 
     def update(self, g: Tensor) -> float:
         D, b = self.D(), self.beta1
@@ -87,13 +93,15 @@ class Oracle:
     def step(self, f: Callable[[Tensor], tuple[float, Tensor]]) -> float:
         l0, g0 = f(self.w)
         if self.m is None:
-            self.m = (1 - self.beta1) * g0 if self.bias_correction else g0.clone()
-            self.v = torch.cat([(part**2).mean().expand(len(part)) for part in g0.split(self.sizes)])
+            first = self.clip(g0)
+            self.m = (1 - self.beta1) * first if self.bias_correction else first.clone()
+            self.v = torch.cat([(part**2).mean().expand(len(part)) for part in first.split(self.sizes)])
         g = g0
         if self.asam:
             s = g0 / self.D() if self.adam else g0
             T = torch.where(self.weight, self.w.abs() + self.eta, 1.0)
             _, g = f(self.w + self.rho * T**2 * s / ((T * s).norm() + 1e-16))
+        g = self.clip(g)
         self.update(g)
         d = self.m / self.D()
         if not self.acme:
@@ -113,11 +121,11 @@ class Oracle:
         self.applied = a
         direction = d
         if self.nesterov:
-            direction = b * d + (1 - b) * (g0 if l1 > l0 else g1) / self.D()
+            direction = b * d + (1 - b) * self.clip(g0 if l1 > l0 else g1) / self.D()
         self.w = (self.w - a * direction) * (1 - a * self.decay)
         self.alpha = (self.first_beta1 + (1 - self.first_beta1) * target) * self.alpha
         if l1 < l0:
-            self.update(g1)
+            self.update(self.clip(g1))
         self.t += 1
         self.done += 1
         return l0

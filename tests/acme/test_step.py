@@ -29,17 +29,18 @@ class Quadratic(nn.Module):
 
 
 @all_modes
-@pytest.mark.parametrize("variant", ["one group", "equal groups", "unequal groups"])
+@pytest.mark.parametrize("variant", ["one group", "equal groups", "unequal groups", "clipped"])
 def test_equals_the_oracle(mode, variant) -> None:
     """25 steps of a small network in float64, all group variants, against the vector form."""
     model, data = net(), batches()
     names, params = zip(*model.named_parameters(), strict=True)
     options = dict(lr=start(mode), betas=(0.8, 0.97), weight_decay=0.01, rho=0.2, eta=0.01)
-    groups = [i % 2 if variant != "one group" else 0 for i in range(len(params))]
+    groups = [i % 2 if variant.endswith("groups") else 0 for i in range(len(params))]
     per_group = [dict(options) for _ in range(max(groups) + 1)]
     if variant == "unequal groups":
         per_group[1] = dict(lr=options["lr"] * 0.3, betas=(0.6, 0.9), weight_decay=0.0, rho=0.1, eta=0.1)
-    shared = dict(**mode, bias_correction=mode["adam"], total_steps=20)
+    norm = 0.6 if variant == "clipped" else None  # of gradients of 0.4 to 1
+    shared = dict(**mode, bias_correction=mode["adam"], total_steps=30, max_grad_norm=norm)
     optimizer = Acme(
         [
             {
