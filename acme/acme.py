@@ -972,7 +972,7 @@ class _Bucket:
         if self.group["nesterov"]:
             torch._foreach_mul_(direction, self.beta1)
             torch._foreach_add_(direction, self.divide(gradients), alpha=1 - self.beta1)
-        _move(self.params, weights, direction, size, self.group["weight_decay"])
+        _move(self.params, weights, direction, size, self.group["weight_decay"], bounded=True)
 
 
 class _Surroundings:
@@ -1169,12 +1169,20 @@ def _move(
     direction: list[Tensor],
     size: float,
     weight_decay: float = 0.0,
+    bounded: bool = False,
 ) -> None:
-    """params ← (weights - size·direction)·(1 - size·weight_decay), in the precision of `direction`."""
+    """params ← (weights - size·direction)·(1 - size·weight_decay), in the precision of `direction`.
+
+    `bounded`: what 16 bits cannot hold becomes their largest number. A trial point may overflow: its loss says so.
+    """
     moved = torch._foreach_mul(direction, -size)
     torch._foreach_add_(moved, weights)
     if weight_decay:
         torch._foreach_mul_(moved, 1 - size * weight_decay)
+    for param, tensor in zip(params, moved, strict=True) if bounded else ():
+        if tensor.dtype != param.dtype:
+            largest = torch.finfo(param.dtype).max
+            tensor.clamp_(-largest, largest)
     torch._foreach_copy_(params, moved)
 
 
