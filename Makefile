@@ -18,7 +18,12 @@ help:  ## list the targets
 $(VENV)/ready: pyproject.toml requirements.txt
 	$(PYTHON3) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --requirement requirements.txt
-	$(PYTHON) -m pip install --quiet --editable '.[experiments,dev]'
+	$(PYTHON) -m pip install --quiet --editable '.[experiments]'
+	touch $@
+
+# What only the tests need.
+$(VENV)/ready-tests: $(VENV)/ready
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,dev,integrations]'
 	touch $@
 
 reproduce: $(VENV)/ready  ## environment, data, both sweeps, tables, figures, summary (PRESET)
@@ -36,10 +41,10 @@ tables: $(VENV)/ready  ## rebuild the tables of PRESET (or STUDY) from its CSVs
 figures: $(VENV)/ready  ## rebuild the figures of PRESET (or STUDY) from its CSVs
 	@PYTHON=$(PYTHON) scripts/rebuild.sh figures
 
-test: $(VENV)/ready  ## all tests, the smoke preset included
+test: $(VENV)/ready-tests  ## all tests, the smoke preset included
 	$(PYTHON) -m pytest
 
-lint: $(VENV)/ready  ## ruff
+lint: $(VENV)/ready-tests  ## ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 

@@ -69,13 +69,19 @@ _FOREIGN_OPTIONS = {
     "decoupled_weight_decay": "Acme's always is",
 }
 
-_NO_CLOSURE = (
-    "Acme.step() needs a closure that zeroes the gradients, evaluates loss and gradient on one batch and "
-    "returns the loss: ACME and ASAM evaluate the same batch again at other weights. Call "
-    "optimizer.step(closure), or optimizer.step_in_parts() in loops that cannot hand one over. Hugging Face's "
-    "Trainer calls step() without one, and so may other frameworks that step for you (DeepSpeed): step Acme "
-    "yourself there."
-)
+_NO_CLOSURE = """\
+Acme.step() needs a closure that zeroes the gradients, evaluates loss and gradient on one batch and returns the loss: \
+ACME and ASAM evaluate the same batch again at other weights. Call optimizer.step(closure), or use \
+optimizer.step_in_parts() in loops that cannot hand one over. Frameworks that call step() without one (Hugging Face's \
+Trainer, DeepSpeed) need an override; for the Trainer, in a subclass:
+
+    def training_step(self, model, *args, **kwargs):
+        def closure():
+            model.zero_grad()
+            return super(type(self), self).training_step(model, *args, **kwargs)
+        self.optimizer.step = lambda: None  # the Trainer's own call, after which nothing is left to do
+        return self.optimizer.optimizer.step(closure)
+"""
 
 _SCALED = (
     "torch.amp.GradScaler.step(optimizer) cannot step Acme: it would hand over gradients scaled by thousands, and "
@@ -406,7 +412,7 @@ class Acme(Optimizer):
     # With this, GradScaler.step() leaves its scale on the optimizer before it calls `step`, which can refuse.
     _step_supports_amp_scaling = True
 
-    @overload  # type: ignore[override]
+    @overload
     def step(self, closure: None = None, scaler: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], _Loss], scaler: torch.amp.GradScaler | None = None) -> _Loss: ...
@@ -582,7 +588,7 @@ class Acme(Optimizer):
         squares += _squares([self.state[param]["exp_avg"] for param in unsure])
         trial.l0, *sums = trial.read(value, squares, [*params, *unsure])
         squared = sums[: len(params)]
-        trial.square0 = trial.square = sum(squared)
+        trial.square0 = sum(squared)
         if not self._finite(trial, trial.l0, squared, "at the start"):
             return
         if trial.uneven:
@@ -1243,8 +1249,9 @@ def _damping(group: dict[str, Any]) -> float:
     if group["total_steps"] is not None:
         done = min(group["annealing_step"] / group["total_steps"], 1.0)
         annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + math.cos(math.pi * done)) / 2
-    scheduled = float(group["lr"]) / group["reference_lr"] if group["reference_lr"] else 1.0
-    return 2 * (1 - beta1) / (1 + beta1) * (1 + 2 * beta1) / (2 - beta1) * annealing * scheduled
+    scheduled: float = float(group["lr"]) / group["reference_lr"] if group["reference_lr"] else 1.0
+    momentum: float = 2 * (1 - beta1) / (1 + beta1) * (1 + 2 * beta1) / (2 - beta1)
+    return momentum * annealing * scheduled
 
 
 def _to_host(values: list[Tensor]) -> list[float]:
@@ -1278,9 +1285,12 @@ def _is_dtensor(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def _local(tensor: Any) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """The elements that this rank holds, in the same memory."""
-    return tensor.to_local() if _is_dtensor(tensor) else tensor
+    if not _is_dtensor(tensor):
+        return tensor
+    local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local
 
 
 def _share(param: Any, ranks: int) -> float:
@@ -1339,7 +1349,9 @@ def _in_range(name: str, value: float, upper: float) -> float:
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options among `options`, checked, as plain Python numbers (which every checkpoint can hold)."""
-    checked = {name: _number(options, name) for name in ("epsilon", "weight_decay", "rho", "eta")}
+    checked: dict[str, Any] = {
+        name: _number(options, name) for name in ("epsilon", "weight_decay", "rho", "eta")
+    }
     lr = options["lr"]
     if isinstance(lr, Tensor):
         if lr.numel() != 1:

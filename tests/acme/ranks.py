@@ -195,4 +195,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     JOBS = {f.__name__: f for f in (ddp, nonfinite, uneven, fsdp, checkpoint, refused)}
     JOBS[sys.argv[1]](Path(sys.argv[2]))
+    dist.barrier()  # without it gloo's threads now and then abort a rank at its exit, with any optimizer
     dist.destroy_process_group()
