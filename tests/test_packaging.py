@@ -53,7 +53,7 @@ scaler = torch.amp.GradScaler("cpu")
 def closure() -> Tensor:
     optimizer.zero_grad()
     loss: Tensor = model(torch.ones(1, 2)).square().mean()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return loss
 
 
