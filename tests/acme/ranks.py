@@ -1,6 +1,7 @@
 """What the ranks of a distributed training run: `torchrun … ranks.py JOB FOLDER`; see test_distributed.py."""
 
 import copy
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -195,5 +196,9 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     JOBS = {f.__name__: f for f in (ddp, nonfinite, uneven, fsdp, checkpoint, refused)}
     JOBS[sys.argv[1]](Path(sys.argv[2]))
-    dist.barrier()  # without it gloo's threads now and then abort a rank at its exit, with any optimizer
+    dist.barrier()
     dist.destroy_process_group()
+    # Without the interpreter's own end, in which a thread of gloo's now and then aborts a rank, with any optimizer.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
