@@ -134,10 +134,12 @@ def uneven(folder: Path) -> None:
 
 
 def fsdp(folder: Path) -> None:
-    """20 steps in each mode with DTensor parameters, sharded over both ranks or sharded over one dimension of two."""
+    """20 steps in each mode with DTensor parameters: sharded over both ranks, or replicated on them (HSDP)."""
     rank, result = dist.get_rank(), {}
-    mesh = init_device_mesh("cpu", (2,))
-    for mode in MODES:
+    sharded = init_device_mesh("cpu", (2,))
+    replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    for number, mode in enumerate(MODES):
+        mesh = replicated if number % 3 == 2 else sharded
         model = small_net()
         fully_shard(model[0], mesh=mesh)
         fully_shard(model, mesh=mesh)

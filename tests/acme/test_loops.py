@@ -1,10 +1,12 @@
 """Loops that people have: accumulation, schedulers, compiled models, warnings, checkpoint functions of torch."""
 
+import shutil
 import warnings
 
 import pytest
 import torch
 from common import (
+    MODES,
     all_modes,
     assert_same,
     batches,
@@ -106,16 +108,19 @@ def test_schedule_leaves_the_search_alone() -> None:
         ) if "0." in name else 0
 
 
-@pytest.mark.parametrize("mode", [dict(acme=True), dict(acme=True, adam=True, asam=True)], ids=mode_id)
-def test_compiled_model(mode) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("mode", [MODES[0b1000], MODES[0b1110]], ids=mode_id)
+def test_compiled_model(mode, backend) -> None:
     """The same numbers up to rounding as without torch.compile, and no graph is compiled after the first step."""
     import torch._dynamo as dynamo
 
+    if backend == "inductor" and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler, which inductor needs")
     dynamo.reset()
     results = []
     for compiled in (False, True):
         model, data = net(), batches()
-        run = torch.compile(model, backend="aot_eager") if compiled else model
+        run = torch.compile(model, backend=backend) if compiled else model
         optimizer = Acme(run, 0.05, **mode)
         losses = train(run, optimizer, data, 1)
         graphs = dynamo.utils.counters["stats"]["unique_graphs"]
