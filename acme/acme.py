@@ -73,14 +73,15 @@ _NO_CLOSURE = """\
 Acme.step() needs a closure that zeroes the gradients, evaluates loss and gradient on one batch and returns the loss: \
 ACME and ASAM evaluate the same batch again at other weights. Call optimizer.step(closure), or use \
 optimizer.step_in_parts() in loops that cannot hand one over. Frameworks that call step() without one (Hugging Face's \
-Trainer, DeepSpeed) need an override; for the Trainer, in a subclass:
+Trainer, DeepSpeed) need an override; for the Trainer:
 
-    def training_step(self, model, *args, **kwargs):
-        def closure():
-            model.zero_grad()
-            return super(type(self), self).training_step(model, *args, **kwargs)
-        self.optimizer.step = lambda: None  # the Trainer's own call, after which nothing is left to do
-        return self.optimizer.optimizer.step(closure)
+    class AcmeTrainer(Trainer):
+        def training_step(self, model, *args, **kwargs):
+            def closure():
+                model.zero_grad()
+                return super(AcmeTrainer, self).training_step(model, *args, **kwargs)
+            self.optimizer.step = lambda: None  # the Trainer's own call, after which nothing is left to do
+            return self.optimizer.optimizer.step(closure)
 """
 
 _SCALED = (
@@ -684,7 +685,7 @@ class Acme(Optimizer):
             value = torch.tensor(trial.l0, dtype=torch.float64)
         if trial.idle:
             return
-        latest, moments, square = trial.read_moments(
+        latest, moments, square, _ = trial.read_moments(
             value, options["asam"] and options["max_grad_norm"] is not None
         )
         if self._finite(trial, latest, [*moments, square], where):
@@ -1092,7 +1093,9 @@ class _Trial:
         self.uneven = size > 1 and mean_square - mean * mean > UNEVEN * mean * mean
         return numbers
 
-    def read_moments(self, loss: Tensor, square: bool, more: list[Tensor] | None = None) -> Any:
+    def read_moments(
+        self, loss: Tensor, square: bool, more: list[Tensor] | None = None
+    ) -> tuple[float, list[float], float, list[float]]:
         """The loss, the moments and the squared norm (if wanted, else 0) of the gradients, and `more` sums."""
         owners = [owner for bucket in self.buckets for owner in bucket.owners]
         moments: list[Tensor] = []
@@ -1101,13 +1104,11 @@ class _Trial:
             gradients = bucket.gradients()
             moments += bucket.moments(gradients)
             squares += _squares(gradients) if square else []
-        params = [*(owner for owner in owners for _ in range(3)), *(owners if square else ())]
         more = more or []
-        numbers = self.read(loss, [*moments, *squares, *more], [*params, *owners[: len(more)]])
-        latest, *numbers = numbers
+        params = [owner for owner in owners for _ in range(3)] + owners[: len(squares)] + owners[: len(more)]
+        latest, *numbers = self.read(loss, [*moments, *squares, *more], params)
         first, second = len(moments), len(moments) + len(squares)
-        result = latest, numbers[:first], sum(numbers[first:second])
-        return (*result, numbers[second:]) if more else result
+        return latest, numbers[:first], sum(numbers[first:second]), numbers[second:]
 
     def save_weights(self) -> None:
         for bucket in self.buckets:
