@@ -47,9 +47,11 @@ CLIPPED_FALL = 1.1  # fall of the loss, in units of what the slopes say, that th
 CLIPPED_STEPS = 8
 FINAL_ANNEALING = 0.01  # the annealing factor once `total_steps` steps are done
 
-# Elements of the parameters that one pass takes at once: bounds the temporaries, and is large enough for
-# the start of an operation not to count. A larger tensor is taken alone.
-BUCKET_ELEMENTS = 1 << 20
+# Elements of the parameters that one pass takes at once, which bounds the temporaries: on the CPU few enough
+# to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part,
+# elsewhere so many that the start of an operation does not count.
+CPU_THREAD_ELEMENTS = 1 << 15
+DEVICE_ELEMENTS = 1 << 22
 
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
@@ -336,6 +338,8 @@ class Acme(Optimizer):
         self._unsure: set[Tensor] = (
             set()
         )  # parameters whose averages were loaded: perhaps before any gradient
+        self._plan: _Plan | None = None  # how the last step was divided into passes
+        self._zeros: set[Tensor] = set()  # parameters whose gradient was zero everywhere in the last step
         self._scaled = [_Scaled(self) for _ in range(3)]
         self._warned: set[str] = set()
         self._largest_norm = 0.0
@@ -452,7 +456,21 @@ class Acme(Optimizer):
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
         evaluate = torch.enable_grad()(closure)
+        try:
+            return self._step(evaluate, scaler, ahead_of_device=scaler is None)
+        except _Again:
+            return self._step(evaluate, scaler, ahead_of_device=False)
+
+    def _step(
+        self, evaluate: Callable[[], Any], scaler: torch.amp.GradScaler | None, ahead_of_device: bool
+    ) -> Any:
+        """The step; `ahead_of_device`: with one wait for the device, at the end.
+
+        Until then no gradient is known to be zero everywhere, or not finite. If the end tells that one was zero
+        that was not in the last step, the step is taken back (`_Again`).
+        """
         with self._in_progress(scaler) as trial:
+            trial.ahead_of_device = ahead_of_device
             loss = evaluate()
             first = (
                 loss.detach().clone() if isinstance(loss, Tensor) else loss
@@ -501,9 +519,7 @@ class Acme(Optimizer):
         trial = self._next("ascend")
         self._start(trial, loss)
         if not trial.idle:
-            for bucket in trial.buckets:
-                bucket.g0 = [g.clone() for g in bucket.gradients()]
-            _ascend(trial)
+            self._ascend(trial)
         trial.depart()
 
     @torch.no_grad()
@@ -545,6 +561,8 @@ class Acme(Optimizer):
             raise
         finally:
             self._trial = None
+            for bucket in trial.buckets:
+                bucket.end()
 
     def _next(self, part: str) -> _Trial:
         """The step in progress, whose next part is `part`."""
@@ -571,53 +589,88 @@ class Acme(Optimizer):
                 "here on. Pass the length of the training as total_steps, or None for no annealing."
             )
         value = trial.arrive(loss)
-        candidates = [
-            (index, name, param)
-            for index, group in enumerate(self.param_groups)
+        found = [
+            (group, name, param)
+            for group in self.param_groups
             for name, param in zip(group.get("param_names", repeat("")), group["params"], strict=False)
             if param.grad is not None or (trial.ranks is not None and param.requires_grad)
         ]
-        for *_, param in candidates:
+        for _, _, param in found:
             if param.grad is not None and param.grad.layout is not torch.strided:
                 raise TypeError(
                     f"Invalid gradient of a parameter of shape {tuple(param.shape)}: {param.grad.layout} (expected "
                     "a dense one; for an embedding, pass sparse=False)"
                 )
-        params = [param for *_, param in candidates]
-        unsure = [param for param in params if param in self._unsure]
-        squares = _squares([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
-        squares += _squares([self.state[param]["exp_avg"] for param in unsure])
-        trial.l0, *sums = trial.read(value, squares, [*params, *unsure])
-        squared = sums[: len(params)]
-        trial.square0 = sum(squared)
-        if not self._finite(trial, trial.l0, squared, "at the start"):
+        fresh = self._fresh(found)
+        if fresh and not self._begin_averages(trial, value, found, fresh):
             return
-        if trial.uneven:
-            self._warn(
-                "The ranks' gradients differ, so the ranks drift apart: they have to be averaged before each step "
-                "(DistributedDataParallel, fully_shard; with no_sync, all but the last backward). If the ranks train "
-                "independently, pass Acme a process_group of one rank."
-            )
-        trial.clip0 = trial.clip = _clip(trial.square0, options["max_grad_norm"])
-        empty = {param for param, total in zip(unsure, sums[len(params) :], strict=True) if total == 0}
-        previous, room = -1, 0
-        for (index, name, param), square in zip(candidates, squared, strict=True):
-            if square == 0:
-                continue
-            group = self.param_groups[index]
-            self._init_state(group, param, math.sqrt(square), trial, param in empty)
-            elements = _local(param).numel()
-            if index != previous or elements > room:
-                trial.buckets.append(_Bucket(group))
-                previous, room = index, BUCKET_ELEMENTS
-            room -= elements
-            trial.buckets[-1].add(name, param, self.state[param])
-        trial.idle = not trial.buckets
+        devices = {param.device for _, _, param in found}
+        trial.ahead_of_device &= not (fresh or self._zeros) and devices == {value.device}
+        trial.ahead_of_device &= value.device.type not in ("cpu", "mps")
+        zeros = self._zeros.intersection(param for _, _, param in found)
+        while True:
+            plan = trial.plan = self._planned(trial, found, zeros)
+            still = [param for _, _, param in found if param in zeros]
+            measure = _Bucket.ascent if options["asam"] else _Bucket.moments
+            reading = trial.read(value, [measure(bucket) for bucket in plan.buckets], still)
+            if reading.later:
+                break
+            if not self._read_finite(trial, reading, "at the start"):
+                return
+            trial.l0 = float(reading.loss)
+            now_zero = plan.zeros(reading, still)
+            if now_zero == zeros:
+                break
+            zeros = now_zero
+        self._zeros = zeros
+        trial.idle = not plan.buckets
+        self._check_ranks(reading)
+        trial.start = reading
+        trial.clip = _clip(reading.totals, options["max_grad_norm"])
+
+    def _fresh(self, found: list[tuple[dict[str, Any], str, Tensor]]) -> list[tuple[dict[str, Any], Tensor]]:
+        """The parameters whose averages begin in this step, or perhaps do."""
+        key = "exp_avg_sq" if self.param_groups[0]["adam"] else "exp_avg"
+        return [
+            (group, param)
+            for group, _, param in found
+            if param in self._unsure or key not in self.state.get(param, ())
+        ]
+
+    def _begin_averages(
+        self,
+        trial: _Trial,
+        loss: Tensor,
+        found: list[tuple[dict[str, Any], str, Tensor]],
+        fresh: list[tuple[dict[str, Any], Tensor]],
+    ) -> bool:
+        """Begin the averages of parameters at their first gradient; whether the step can go on."""
+        max_norm = self.param_groups[0]["max_grad_norm"]
+        params = [param for _, param in fresh]
+        if max_norm is not None:  # which takes the norm of the whole gradient
+            new = set(params)
+            params += [param for _, _, param in found if param not in new]
+        unsure = [param for _, param in fresh if param in self._unsure]
+        squares = _squares(trial.gradients_of(params))
+        squares += _squares([self.state[param]["exp_avg"] for param in unsure])
+        l0, *numbers = trial.read_squares(loss, squares, [*params, *unsure])
+        squared = numbers[: len(params)]
+        if not self._finite(trial, l0, all(map(math.isfinite, squared)), "at the start"):
+            return False
+        clip = 1.0 if max_norm is None else min(max_norm / (math.sqrt(sum(squared)) + CLIP_FLOOR), 1.0)
+        empty = {param for param, total in zip(unsure, numbers[len(params) :], strict=True) if total == 0}
+        for (group, param), square in zip(fresh, squared, strict=False):
+            if square > 0:
+                self._init_state(group, param, clip * math.sqrt(square), clip, trial, param in empty)
+                self._zeros.discard(param)
+            else:
+                self._zeros.add(param)
+        return True
 
     def _init_state(
-        self, group: dict[str, Any], param: Tensor, norm: float, trial: _Trial, empty: bool = False
+        self, group: dict[str, Any], param: Tensor, norm: float, clip: float, trial: _Trial, empty: bool
     ) -> None:
-        """The averages of a parameter at its first gradient, of Euclidean norm `norm`, as published.
+        """The averages of a parameter at its first gradient, of Euclidean norm `norm` once clipped, as published.
 
         `empty`: there are averages already, but of no gradient.
         """
@@ -628,16 +681,25 @@ class Acme(Optimizer):
             average = _local(state["exp_avg"])
             if param.grad is not None:
                 average.copy_(_local(param.grad))
-            factor = trial.clip * (1 - group["betas"][0] if group["bias_correction"] else 1.0)
+            factor = clip * (1 - group["betas"][0] if group["bias_correction"] else 1.0)
             if factor != 1:
                 average.mul_(factor)
             trial.fresh.append((param, "exp_avg"))
         if group["adam"] and ("exp_avg_sq" not in state or empty):
-            norm *= trial.clip
             mean_square = min(norm / param.numel() * norm, torch.finfo(dtype).max)
             state["exp_avg_sq"] = torch.full_like(state["exp_avg"], mean_square)
             trial.fresh.append((param, "exp_avg_sq"))
         self._unsure.discard(param)
+
+    def _planned(
+        self, trial: _Trial, found: list[tuple[dict[str, Any], str, Tensor]], zeros: set[Tensor]
+    ) -> _Plan:
+        """The passes over the parameters that take part: those of the last step, if nothing has changed."""
+        taking_part = [entry for entry in found if entry[2] not in zeros] if zeros else found
+        if self._plan is None or not self._plan.fits(taking_part, self.state):
+            self._plan = _Plan(taking_part, self.state, trial)
+        self._plan.begin(trial)
+        return self._plan
 
     def _create_state(self) -> None:
         """Averages of zeros, which count as none, for the parameters that have a gradient: of zeros.
@@ -657,14 +719,22 @@ class Acme(Optimizer):
                     state[key] = torch.zeros_like(param, dtype=_state_dtype(param))
                     self._unsure.add(param)
 
-    def _finite(self, trial: _Trial, loss: float, sums: list[float], where: str) -> bool:
-        """Whether the step can go on; with a scaler, it is skipped where only the scaled gradient overflowed."""
-        if math.isfinite(loss) and all(map(math.isfinite, sums)):
+    def _read_finite(self, trial: _Trial, reading: _Reading, where: str) -> bool:
+        """Whether what was read is finite; see `_finite`."""
+        clipped = self.param_groups[0]["max_grad_norm"] is not None
+        return self._finite(trial, float(reading.loss), reading.finite(clipped), where)
+
+    def _finite(self, trial: _Trial, loss: float, gradient: bool, where: str) -> bool:
+        """Whether the step can go on: loss and `gradient` are finite.
+
+        With a scaler, it is skipped where only the scaled gradient overflowed.
+        """
+        if math.isfinite(loss) and gradient:
             return True
         if trial.scaler is not None and trial.scaler.is_enabled() and math.isfinite(loss):
             trial.restore_weights()
             trial.forget(self.state)
-            trial.buckets, trial.idle, trial.skipped = [], True, True
+            trial.idle = trial.skipped = True
             return False
         what = f"loss ({loss})" if not math.isfinite(loss) else "gradient"
         raise FloatingPointError(
@@ -675,59 +745,87 @@ class Acme(Optimizer):
     def _take(self, trial: _Trial, loss: Tensor | float) -> None:
         """After the evaluation that the averages are updated with: its gradient, limited."""
         options = self.param_groups[0]
-        where = "at the start"
         if options["asam"]:
-            where = "at ASAM's point"
             value = trial.arrive(loss)
-            trial.restore_weights()
+            if trial.idle:
+                return
+            reading = trial.read(value, [bucket.moments() for bucket in trial.buckets])
+            if not reading.later:
+                self._catch_up(trial)
+                if not self._read_finite(trial, reading, "at ASAM's point"):
+                    return
+            trial.clip = _clip(reading.totals, options["max_grad_norm"])
         else:
             self._start(trial, loss)
-            value = torch.tensor(trial.l0, dtype=torch.float64)
-        if trial.idle:
-            return
-        latest, moments, square, _ = trial.read_moments(
-            value, options["asam"] and options["max_grad_norm"] is not None
-        )
-        if self._finite(trial, latest, [*moments, square], where):
-            if options["asam"]:
-                trial.clip = _clip(square, options["max_grad_norm"])
-            trial.limit = _limit(trial.buckets, moments, trial.clip)
+            if trial.idle:
+                return
+            assert trial.start is not None
+            reading = trial.start
+        trial.first = reading
+        trial.limit = _limit(trial.plan, reading.totals, trial.clip)
+        trial.factor = trial.limit * trial.clip
+        if not reading.later:
+            trial.limit, trial.factor = float(trial.limit), float(trial.factor)
+
+    def _ascend(self, trial: _Trial) -> None:
+        """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
+        assert trial.start is not None
+        norm = trial.start.totals[:, 0].sum().sqrt()
+        for bucket in trial.buckets:
+            bucket.save_weights()
+            if bucket.group["acme"]:
+                gradient = bucket.gradient()
+                bucket.g0 = gradient.clone() if bucket.span else gradient
+            size = bucket.group["rho"] / (norm + ASAM_FLOOR)
+            scaled, scales = bucket.scaled_ascent()
+            ascent = scaled if scales is None else scaled * scales
+            bucket.place(ascent, -size if trial.start.later else -float(size))
 
     def _leap(self, trial: _Trial) -> None:
         """Update the averages and move by `lr` (`acme` off)."""
         for bucket in trial.buckets:
-            gradients = bucket.gradients(trial.clip)
-            bucket.update(gradients, trial.limit)
-            bucket.move(bucket.params, float(bucket.group["lr"]), gradients)
+            gradient = bucket.gradient()
+            m, v = bucket.averages()
+            bucket.update(m, v, gradient, trial.factor)
+            bucket.move(m, v, float(bucket.group["lr"]), gradient, trial.clip)
+            bucket.keep_averages(m, v)
         for group in self.param_groups:
             group["step_size"] = float(group["lr"])
         alpha = trial.buckets[0].group["step_size"]
-        self._report = Report(trial.l0, None, None, None, None, alpha, alpha, trial.limit, trial.evaluations)
+        self._report = Report(
+            trial.l0, None, None, None, None, alpha, alpha, float(trial.limit), trial.evaluations
+        )
 
     def _look(self, trial: _Trial) -> None:
         """Move one full step ahead, along the direction of the averages as they will be.
 
-        They are updated for good only after the evaluation there, so that an exception in it leaves them alone;
-        until then the gradient is kept, which the evaluation overwrites.
+        They are updated only after the evaluation there, so that an exception in it leaves them alone. What the
+        update takes is kept until then, since the evaluation overwrites the gradient: the new average where that
+        is all, else the gradient.
         """
-        trial.save_weights()
+        options = self.param_groups[0]
         for bucket in trial.buckets:
-            gradients = bucket.gradients()
-            bucket.g = bucket.gradients(trial.clip) if trial.clip < 1 else [g.clone() for g in gradients]
-            ahead = bucket.copy_averages()
-            ahead.update(bucket.g, trial.limit)
-            direction = ahead.direction()
-            trial.slopes += _dots(direction, bucket.g0 or gradients)
-            _move(bucket.params, bucket.weights, direction, bucket.group["step_size"])
-            if not bucket.group["nesterov"]:
-                bucket.g0 = []
-            elif bucket.g0 and trial.clip0 < 1:
-                torch._foreach_mul_(bucket.g0, trial.clip0)
+            bucket.save_weights()
+            raw = bucket.raw_gradient()
+            gradient = bucket.of_state(raw)
+            m, v = bucket.averages(copy=True)
+            bucket.update(m, v, gradient, trial.factor)
+            direction, scale = bucket.direction(m, v)
+            if options["adam"] or options["asam"]:
+                trial.slopes.append(_dot(direction, gradient if bucket.g0 is None else bucket.g0) * scale)
+            if options["adam"] or options["nesterov"]:
+                bucket.kept = raw.clone() if bucket.span else raw
+                if not options["nesterov"]:
+                    bucket.g0 = None
+            else:
+                bucket.pending, bucket.g0 = m, None
+            bucket.place(direction, bucket.group["step_size"] * scale)
         trial.ahead = True
 
     def _leap_by_two(self, trial: _Trial, loss: Tensor) -> None:
         """Decide on the step size by the look-ahead, move, and use the second gradient too (`acme`)."""
-        buckets, l0, max_norm = trial.buckets, trial.l0, self.param_groups[0]["max_grad_norm"]
+        options = self.param_groups[0]
+        buckets, max_norm = trial.buckets, options["max_grad_norm"]
         reference = next((b.group for b in buckets if b.group["step_size"] > 0), buckets[0].group)
         alpha, beta1 = reference["step_size"], buckets[0].beta1
 
@@ -735,43 +833,73 @@ class Acme(Optimizer):
             """A group's step size in units of the first's: exactly 1 for equal groups."""
             return group["step_size"] / alpha if alpha > 0 else 1.0
 
-        for bucket in buckets:
-            bucket.update(bucket.g, trial.limit)
-            if bucket.group["nesterov"]:
-                bucket.g0 = bucket.g0 or bucket.g
-            bucket.g = []
-        l1, sums1, square, slopes0 = trial.read_moments(loss, max_norm is not None, trial.slopes)
-        weights = [relative(bucket.group) for bucket in buckets for _ in bucket.params]
-        p0 = sum(weight * slope for weight, slope in zip(weights, slopes0, strict=True))
-        p1 = sum(weight * slope for weight, slope in zip(weights, sums1[0::3], strict=True))
+        sums = [bucket.moments(*bucket.averages_ahead(trial.factor)) for bucket in buckets]
+        reading = trial.read(loss, sums, slopes=trial.slopes)
+        self._catch_up(trial)
+        start = trial.start
+        assert start is not None
+        l0, l1, limit = trial.l0, float(reading.loss), float(trial.limit)
+        p0 = p1 = 0.0
+        for (group, *_), slope, (slope1, *_), (pg, _, gg, _) in zip(
+            trial.plan.kinds,
+            reading.slopes.tolist() or repeat(None),
+            reading.totals.tolist(),
+            trial.first.totals.tolist(),
+            strict=False,
+        ):
+            if (
+                slope is None
+            ):  # by how the averages are updated, d = (β1·m + (1 - β1)·g')/D, and D is still the same
+                slope = group["betas"][0] * pg + (1 - group["betas"][0]) * float(trial.factor) * gg
+            p0 += relative(group) * slope
+            p1 += relative(group) * slope1
 
-        if not all(math.isfinite(x) for x in (l1, *sums1, square)):
+        if not (math.isfinite(l1) and math.isfinite(p0) and reading.finite(max_norm is not None)):
             trial.restore_weights()
             for bucket in buckets:
-                torch._foreach_mul_(bucket.m, 1 - bucket.beta1)
+                m, v = bucket.averages_ahead(trial.factor, commit=True)
+                bucket.keep_averages(m.mul_(1 - bucket.beta1), v)
             for group in self.param_groups:
                 group["step_size"] *= beta1
-            self._report = Report(
-                l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, trial.limit, trial.evaluations
-            )
+            self._report = Report(l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, limit, trial.evaluations)
             return
 
         target, step, decision = adapt(l0, l1, p0, p1, alpha, beta1)
         worse = l1 > l0
-        clip1 = _clip(square, max_norm)
-        limit1 = _limit(buckets, sums1, clip1)
+        clip1 = float(_clip(reading.totals, max_norm))
+        factor1 = clip1 * float(_limit(trial.plan, reading.totals, clip1))
         applied = [_damping(bucket.group) * (step if worse else alpha) for bucket in buckets]
         for bucket, size in zip(buckets, applied, strict=True):
-            gradients = bucket.gradients(clip1)
-            ahead_gradients = bucket.g0 if worse else gradients
-            bucket.move(bucket.weights, size * relative(bucket.group), ahead_gradients)
+            m, v = bucket.averages_ahead(trial.factor, commit=True)
+            gradient, nesterov, clip = bucket.gradient(), None, clip1
+            if options["nesterov"]:
+                nesterov = gradient
+                if worse:
+                    nesterov, clip = bucket.start_gradient(), float(_clip(start.totals, max_norm))
+            bucket.move(m, v, size * relative(bucket.group), nesterov, clip)
             if l1 < l0:
-                bucket.update(gradients, limit1)
+                bucket.update(m, v, gradient, factor1)
+            bucket.keep_averages(m, v)
         applied_first = next(a for a, b in zip(applied, buckets, strict=True) if b.group is reference)
         for group, ratio in [(group, relative(group)) for group in self.param_groups]:
             group["step_size"] = beta1 * group["step_size"] + (1 - beta1) * target * ratio
-        self._report = Report(l0, l1, p0, p1, decision, alpha, applied_first, trial.limit, trial.evaluations)
-        self._watch_for_clipping(math.sqrt(trial.square0), self._report)
+        self._report = Report(l0, l1, p0, p1, decision, alpha, applied_first, limit, trial.evaluations)
+        self._watch_for_clipping(float(start.totals[:, 3].sum().sqrt()), self._report)
+
+    def _catch_up(self, trial: _Trial) -> None:
+        """What was put off to the one wait for the device: is all finite, does every parameter take part?"""
+        if not trial.settled:
+            return
+        start = trial.start = trial.settled[0]
+        trial.first = trial.settled[-1]
+        for reading, where in zip(trial.settled, ("at the start", "at ASAM's point"), strict=False):
+            self._read_finite(trial, reading, where)
+        self._check_ranks(start)
+        trial.l0 = float(start.loss)
+        zeros = trial.plan.zeros(start, [])
+        if zeros:
+            self._zeros = zeros
+            raise _Again
 
     def _finish(self, trial: _Trial) -> None:
         """Count the step, if there was one."""
@@ -788,6 +916,14 @@ class Acme(Optimizer):
             group["annealing_step"] += 1
 
     # Warnings -------------------------------------------------------------------------------------------
+
+    def _check_ranks(self, reading: _Reading) -> None:
+        if reading.uneven:
+            self._warn(
+                "The ranks' gradients differ, so the ranks drift apart: they have to be averaged before each step "
+                "(DistributedDataParallel, fully_shard; with no_sync, all but the last backward). If the ranks train "
+                "independently, pass Acme a process_group of one rank."
+            )
 
     def _warn(self, message: str) -> None:
         """Once for each optimizer."""
@@ -867,6 +1003,7 @@ class Acme(Optimizer):
         if "_report" in state:  # a copy; otherwise `load_state_dict`
             self._begin()
         self._unsure.update(self.state)
+        self._plan, self._zeros = None, set()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -887,99 +1024,426 @@ class Acme(Optimizer):
         return "\n".join(lines) + "\n)"
 
 
+class _Again(Exception):
+    """The step has to be taken anew, with waiting for the device."""
+
+
+@dataclass
+class _Reading:
+    """The sums of one evaluation over all ranks; on the host, or still on the device (`later`)."""
+
+    loss: Tensor  #: float64, 0-dimensional
+    totals: (
+        Tensor  #: float64 [kinds of parameters, 4]: see `_Bucket.moments` (`_Bucket.ascent` at ASAM's start)
+    )
+    largest: Tensor  #: for each parameter, positive if its gradient is not zero everywhere
+    squares: Tensor  #: of the gradients of parameters that took no part in the last step
+    slopes: Tensor  #: Σ d·g0 by kind of parameters, where it was asked for
+    uneven: bool  #: the ranks' gradients differ
+    later: bool
+
+    def finite(self, squares: bool) -> bool:
+        """Whether all sums are finite; `squares`: the squared norms, too."""
+        sums = self.totals if squares else self.totals[:, :3]
+        return bool(
+            torch.isfinite(sums).all()
+            & torch.isfinite(self.largest).all()
+            & torch.isfinite(self.squares).all()
+        )
+
+
+class _Plan:
+    """How a step is divided into passes over the parameters that take part."""
+
+    def __init__(
+        self,
+        entries: list[tuple[dict[str, Any], str, Tensor]],
+        state: dict[Tensor, dict[str, Any]],
+        trial: _Trial,
+    ) -> None:
+        self.entries = entries
+        self.states = [state[param] for _, _, param in entries]
+        size = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
+        shares = [_share(param, size) for _, _, param in entries]
+        # Kinds of parameters, alike on all ranks: by group, and by how many ranks hold the same elements.
+        self.kinds: list[tuple[dict[str, Any], float, list[_Bucket]]] = []
+        self.packed: list[int] = []  # places in `entries`, in the order in which the packs hold them
+        self.spanned: list[int] = []  # the same of those taken alone, once for each span
+        for group in {id(group): group for group, _, _ in entries}.values():
+            for share in dict.fromkeys(
+                share for e, share in zip(entries, shares, strict=True) if e[0] is group
+            ):
+                members = [i for i, e in enumerate(entries) if e[0] is group and shares[i] == share]
+                self.kinds.append((group, share, self._divide(group, members)))
+        self.buckets = [bucket for *_, buckets in self.kinds for bucket in buckets]
+        rows = [i for i, bucket in enumerate(self.buckets) if bucket.span is not None]
+        self.span_rows = torch.tensor(rows, dtype=torch.int64, device=trial.device)
+        self.places = torch.tensor(self.packed + self.spanned, dtype=torch.int64, device=trial.device)
+
+    def _divide(self, group: dict[str, Any], members: list[int]) -> list[_Bucket]:
+        packs: dict[Any, tuple[list[int], int]] = {}
+        closed: list[tuple[list[int], bool, bool]] = []
+        spans: list[_Bucket] = []
+        for i in members:
+            _, name, owner = self.entries[i]
+            param, state = _local(owner), self.states[i]
+            weight = group["asam"] and "weight" in name
+            size = param.numel()
+            most = _elements_at_once(param.device)
+            averages = [_local(state["exp_avg"])] + ([_local(state["exp_avg_sq"])] if group["adam"] else [])
+            dense = all(average.stride() == param.stride() for average in averages) and (
+                torch.empty_like(param, device="meta").stride() == param.stride()
+            )
+            if dense and size >= most // 2:
+                starts = range(0, size, most)
+                spans += [
+                    _Bucket(group, [owner], [state], weight, (k, min(k + most, size)), True) for k in starts
+                ]
+                self.spanned += [i] * len(starts)
+            elif size:
+                ordered = dense and not param.is_contiguous()
+                key = (weight, ordered, param.device, param.dtype, averages[0].dtype)
+                pack, room = packs.get(key, ([], 0))
+                if size > room:
+                    pack, room = [], most
+                    closed.append((pack, weight, ordered))
+                pack.append(i)
+                packs[key] = (pack, room - size)
+        buckets = []
+        for pack, weight, ordered in closed:
+            owners, states = [self.entries[i][2] for i in pack], [self.states[i] for i in pack]
+            buckets.append(_Bucket(group, owners, states, weight, None, ordered))
+            self.packed += pack
+        return buckets + spans
+
+    def fits(
+        self,
+        entries: list[tuple[dict[str, Any], str, Tensor]],
+        state: dict[Tensor, dict[str, Any]],
+    ) -> bool:
+        """Whether this is a plan for `entries`, too."""
+        return (
+            len(entries) == len(self.entries)
+            and all(
+                a[2] is b[2] and a[0] is b[0] and state.get(a[2]) is known
+                for a, b, known in zip(entries, self.entries, self.states, strict=True)
+            )
+            and all(bucket.fits() for bucket in self.buckets)
+        )
+
+    def begin(self, trial: _Trial) -> None:
+        for bucket in self.buckets:
+            bucket.begin(trial)
+
+    def largest(self, table: Tensor) -> Tensor:
+        """For each parameter, positive if its gradient is not zero everywhere; `table` has each bucket's sums."""
+        flags = [bucket.largest.to(table.device) for bucket in self.buckets if bucket.largest is not None]
+        flags.append(table[self.span_rows, 2])
+        result = table.new_zeros(len(self.entries))
+        return result.index_add_(0, self.places, torch.cat(flags))
+
+    def zeros(self, reading: _Reading, others: list[Tensor]) -> set[Tensor]:
+        """The parameters whose gradient is zero everywhere; of `others`, `reading.squares` tells."""
+        alive = reading.largest.gt(0).tolist()
+        zeros = {param for (_, _, param), some in zip(self.entries, alive, strict=True) if not some}
+        return zeros | {
+            param for param, square in zip(others, reading.squares.tolist(), strict=True) if square == 0
+        }
+
+
 class _Bucket:
-    """Some parameters of one group that take part in a step, with their averages: what one pass works on."""
+    """What one pass works on: a span of one parameter, or some small parameters packed together.
 
-    def __init__(self, group: dict[str, Any]) -> None:
+    Everything is one-dimensional here: views of a span's memory, or copies of a pack's elements.
+    """
+
+    def __init__(
+        self,
+        group: dict[str, Any],
+        owners: list[Tensor],
+        states: list[dict[str, Tensor]],
+        weight: bool,
+        span: tuple[int, int] | None,
+        ordered: bool,
+    ) -> None:
         self.group = group
-        self.names: list[str] = []
-        self.owners: list[Tensor] = []  # the parameters, which carry the gradients
+        self.owners = owners  # the parameters, which carry the gradients
+        self.states = states
+        self.weight = weight  # named a weight, for ASAM
+        self.span = span
+        self.ordered = ordered  # in the order of the parameters' memory, else that of their indices
+        self.strides = [_local(owner).stride() for owner in owners] if ordered else []
+        self.offsets: Tensor | None = None  # where a pack's parameters begin and end
         self.params: list[Tensor] = []  # their elements on this rank
-        self.m: list[Tensor] = []
-        self.v: list[Tensor] = []
-        self.weights: list[Tensor] = []  # where the step starts, once saved
-        self.g: list[Tensor] = []  # the gradient of the first update, kept over the look-ahead
-        self.g0: list[Tensor] = []  # the gradient at the start, kept where it differs or is needed again
-        self.beta1, self.beta2 = group["betas"]
-        corrected = group["bias_correction"]
-        self.correction1 = 1 - self.beta1 ** group["t"] if corrected else 1.0
-        self.correction2 = 1 - self.beta2 ** group["t"] if corrected else 1.0
 
-    def add(self, name: str, param: Tensor, state: dict[str, Tensor]) -> None:
-        self.names.append(name)
-        self.owners.append(param)
-        self.params.append(_local(param))
-        self.m.append(_local(state["exp_avg"]))
-        if self.group["adam"]:
-            self.v.append(_local(state["exp_avg_sq"]))
+    def fits(self) -> bool:
+        return not self.ordered or all(
+            _local(owner).stride() == strides
+            for owner, strides in zip(self.owners, self.strides, strict=True)
+        )
 
-    def copy_averages(self) -> _Bucket:
-        """A bucket with copies of the averages alone."""
-        copy = _Bucket(self.group)
-        copy.m = [m.clone() for m in self.m]
-        copy.v = [v.clone() for v in self.v]
-        return copy
+    def begin(self, trial: _Trial) -> None:
+        """Before a step."""
+        self.trial = trial
+        self.beta1, self.beta2 = self.group["betas"]
+        corrected = self.group["bias_correction"]
+        self.correction1 = 1 - self.beta1 ** self.group["t"] if corrected else 1.0
+        self.correction2 = 1 - self.beta2 ** self.group["t"] if corrected else 1.0
+        self.params = [_local(owner) for owner in self.owners]
+        self.m = [_local(state["exp_avg"]) for state in self.states]
+        self.v = [_local(state["exp_avg_sq"]) for state in self.states] if self.group["adam"] else []
+        self.dtype = self.m[0].dtype
+        self.weights: Tensor | None = None  # where the step starts, once saved
+        self.packed_gradient: Tensor | None = None  # of this evaluation
+        self.largest: Tensor | None = None  # of a pack, each parameter's largest magnitude in the gradient
+        self.g0: Tensor | None = None  # the gradient at the start, where it is not that of the first update
+        self.kept: Tensor | None = None  # the gradient of the first update, kept over the look-ahead ...
+        self.pending: Tensor | None = None  # ... or the average that it makes
 
-    def gradients(self, clip: float = 1.0) -> list[Tensor]:
-        """`clip` times the gradients as they are now, in the averages' precision; a missing one counts as zero."""
-        gradients = [
-            torch.zeros_like(m) if owner.grad is None else _local(owner.grad).to(m.dtype)
-            for owner, m in zip(self.owners, self.m, strict=True)
-        ]
-        return gradients if clip == 1 else list(torch._foreach_mul(gradients, clip))
+    def end(self) -> None:
+        """After a step: nothing is kept of it."""
+        self.params, self.m, self.v = [], [], []
+        self.weights = self.packed_gradient = self.largest = self.g0 = self.kept = self.pending = None
+        del self.trial
 
-    def denominators(self) -> list[Tensor]:
-        """D = (sqrt(v / bc2) + ε)·bc1 per element with `adam`; see `divide` for D = bc1 without."""
-        epsilon = max(self.group["epsilon"], torch.finfo(self.v[0].dtype).tiny)
-        result = torch._foreach_div(self.v, self.correction2)
-        torch._foreach_sqrt_(result)
-        torch._foreach_add_(result, epsilon)
-        torch._foreach_mul_(result, self.correction1)
-        return list(result)
+    # Elements -------------------------------------------------------------------------------------------
 
-    def divide(self, tensors: list[Tensor]) -> list[Tensor]:
-        """`tensors` / D."""
-        divisor = self.denominators() if self.group["adam"] else self.correction1
-        return list(torch._foreach_div(tensors, divisor))
+    def read(self, tensors: list[Tensor]) -> Tensor:
+        """One tensor for each parameter, as one dimension: a view of a span, a copy of a pack."""
+        if self.span is not None:
+            start, stop = self.span
+            return _elements(tensors[0], self.strides[0])[start:stop]
+        if self.ordered:
+            return torch.cat(
+                [_elements(t, strides) for t, strides in zip(tensors, self.strides, strict=True)]
+            )
+        if len(tensors) == 1:  # of which flattening gives a view
+            return tensors[0].flatten().clone()
+        return torch.cat(tensors) if _all_vectors(tensors) else torch._C._nn.flatten_dense_tensors(tensors)
 
-    def direction(self) -> list[Tensor]:
-        """d = m / D."""
-        return self.divide(self.m)
+    def write(self, tensors: list[Tensor], values: Tensor) -> None:
+        """The inverse of `read`, into the tensors."""
+        if self.span is not None:
+            elements = self.read(tensors)
+            if elements.data_ptr() != values.data_ptr():
+                elements.copy_(values)
+        elif self.ordered:
+            views = [_elements(t, strides) for t, strides in zip(tensors, self.strides, strict=True)]
+            torch._foreach_copy_(views, list(torch.split(values, [t.numel() for t in tensors])))
+        elif _all_vectors(tensors):
+            torch._foreach_copy_(tensors, list(torch.split(values, [t.numel() for t in tensors])))
+        else:
+            torch._foreach_copy_(tensors, list(torch._C._nn.unflatten_dense_tensors(values, tensors)))
 
-    def asam_scaled(self, tensors: list[Tensor]) -> list[Tensor]:
-        """T·`tensors`, where T = |w| + η for parameters named a weight and 1 for the others."""
-        return [
-            tensor * (param.abs().to(tensor.dtype) + self.group["eta"]) if "weight" in name else tensor
-            for name, param, tensor in zip(self.names, self.params, tensors, strict=True)
-        ]
-
-    def moments(self, gradients: list[Tensor]) -> list[Tensor]:
-        """Σ m·g/D, Σ m·m/D and Σ g·g/D of each parameter in turn: float64, 0-dimensional."""
-        divisors = self.denominators() if self.group["adam"] else [self.correction1] * len(self.m)
-        result = []
-        for m, g, divisor in zip(self.m, gradients, divisors, strict=True):
-            direction = m / divisor
-            g, m = _wide(g), _wide(m)
-            result += [(g * direction).sum(), (m * direction).sum(), (g * g / divisor).sum()]
+    def raw_gradient(self) -> Tensor:
+        """The gradient as it is now, in its own precision; a missing one is zero."""
+        if self.packed_gradient is not None:
+            return self.packed_gradient
+        tensors = self.trial.gradients_of(self.owners)
+        if self.span is not None and tensors[0].stride() != self.strides[0]:
+            tensors = [self.trial.reordered(tensors[0], self.params[0])]
+        result = self.read(tensors)
+        if self.span is None and self.group["acme"]:  # which reads it again
+            self.packed_gradient = result
         return result
 
-    def update(self, gradients: list[Tensor], limit: float) -> None:
-        """m ← β1·m + (1 - β1)·g' and, with `adam`, v ← β2·v + (1 - β2)·g'²; g' is `limit`·g."""
-        if limit < 1:
-            gradients = list(torch._foreach_mul(gradients, limit))
-        torch._foreach_mul_(self.m, self.beta1)
-        torch._foreach_add_(self.m, gradients, alpha=1 - self.beta1)
-        if self.group["adam"]:
-            torch._foreach_mul_(self.v, self.beta2)
-            torch._foreach_addcmul_(self.v, gradients, gradients, value=1 - self.beta2)
+    def of_state(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == self.dtype else tensor.to(self.dtype)
 
-    def move(self, weights: list[Tensor], size: float, gradients: list[Tensor]) -> None:
-        """Put the parameters at `weights` - size·d, decayed; Nesterov's last term takes `gradients`."""
-        direction = self.direction()
+    def gradient(self) -> Tensor:
+        """The gradient as it is now, in the averages' precision."""
+        return self.of_state(self.raw_gradient())
+
+    def start_gradient(self) -> Tensor:
+        """The gradient at the start, kept over the look-ahead."""
+        if self.g0 is not None:
+            return self.g0
+        assert self.kept is not None
+        return self.of_state(self.kept)
+
+    # Averages -------------------------------------------------------------------------------------------
+
+    def averages(self, copy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """m and, with `adam`, v: of a span the very elements, unless a copy is asked for."""
+        m, v = self.read(self.m), self.read(self.v) if self.v else None
+        if copy and self.span is not None:
+            return m.clone(), v.clone() if v is not None else None
+        return m, v
+
+    def update(self, m: Tensor, v: Tensor | None, gradient: Tensor, factor: float | Tensor) -> None:
+        """m ← β1·m + (1 - β1)·g' and, with `adam`, v ← β2·v + (1 - β2)·g'²; g' is `factor`·gradient."""
+        if isinstance(factor, Tensor) or factor != 1:
+            gradient = gradient * factor
+        m.lerp_(gradient, 1 - self.beta1)
+        if v is not None:
+            v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+
+    def averages_ahead(self, factor: float | Tensor, commit: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The averages after the first update; `commit`: where they are free to be changed further."""
+        if self.pending is not None:
+            return self.pending, None
+        m, v = self.averages(copy=not commit)
+        assert self.kept is not None
+        self.update(m, v, self.of_state(self.kept), factor)
+        return m, v
+
+    def keep_averages(self, m: Tensor, v: Tensor | None) -> None:
+        self.write(self.m, m)
+        if v is not None:
+            self.write(self.v, v)
+
+    # Arithmetic -----------------------------------------------------------------------------------------
+
+    def denominator(self, v: Tensor) -> Tensor:
+        """D = (sqrt(v / bc2) + ε)·bc1, a new tensor (`adam`)."""
+        epsilon = max(self.group["epsilon"] * self.correction1, torch.finfo(v.dtype).tiny)
+        scale = self.correction1 / math.sqrt(self.correction2)
+        result = v.sqrt()
+        return (result if scale == 1 else result.mul_(scale)).add_(epsilon)
+
+    def direction(self, m: Tensor, v: Tensor | None) -> tuple[Tensor, float]:
+        """d = m / D as a tensor and a factor."""
+        if v is None:
+            return m, 1 / self.correction1
+        divisor = self.denominator(v)
+        return torch.div(m, divisor, out=divisor), 1.0
+
+    def moments(self, m: Tensor | None = None, v: Tensor | None = None) -> list[Tensor]:
+        """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g of the gradient as it is now: float64, 0-dimensional.
+
+        With `adam` the last is taken where it is used: for clipping, and roughly to watch for clipping.
+        """
+        g = self.gradient()
+        if m is None:
+            m, v = self.averages()
+            self._note_largest(g)
+        if v is None:
+            wide_m, wide_g = _wide(m), _wide(g)
+            square = torch.dot(wide_g, wide_g)
+            sums = [torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), square]
+            if self.correction1 != 1:
+                sums = [total / self.correction1 for total in sums]
+            return [*sums, square]
+        square = self.trial.nothing
+        if self.group["max_grad_norm"] is not None:
+            square = _dot(g, g)
+        elif self.group["acme"] and self.trial.start is None:
+            square = torch.dot(g, g).to(square.dtype)
+        root = self.denominator(v).rsqrt_()
+        scaled_m, scaled_g = _wide(m * root), _wide(g * root)
+        return [
+            torch.dot(scaled_m, scaled_g),
+            torch.dot(scaled_m, scaled_m),
+            torch.dot(scaled_g, scaled_g),
+            square,
+        ]
+
+    def _note_largest(self, g: Tensor) -> None:
+        """Of a pack: each parameter's largest magnitude in the gradient, from which `_Plan.zeros` tells."""
+        if self.span is not None or self.largest is not None or self.trial.evaluations > 1:
+            return
+        if g.device.type == "cpu":
+            if self.offsets is None:
+                ends = torch.tensor([0] + [param.numel() for param in self.params]).cumsum(0)
+                self.offsets = ends
+            largest = torch.segment_reduce(g.abs(), "max", offsets=self.offsets)
+        else:
+            largest = torch.stack(torch._foreach_norm(self.trial.gradients_of(self.owners), math.inf))
+        self.largest = largest.to(_sum_dtype(g.device))
+
+    def scaled_ascent(self) -> tuple[Tensor, Tensor | None]:
+        """T·s and T: s is the gradient, divided by D with `adam`; T = |w| + η for a weight, else None for 1."""
+        s = self.gradient()
+        if self.v:
+            divisor = self.denominator(self.read(self.v))
+            s = torch.div(s, divisor, out=divisor)
+        elif self.correction1 != 1:
+            s = s / self.correction1
+        if not self.weight:
+            return s, None
+        scales = self.of_state(self.read(self.params).abs())
+        if self.group["eta"]:
+            scales = scales + self.group["eta"]
+        return s * scales, scales
+
+    def ascent(self) -> list[Tensor]:
+        """‖T·s‖², nothing, and Σ g·g twice: what the start of an ASAM step needs, in the places of `moments`."""
+        g = self.gradient()
+        self._note_largest(g)
+        scaled, _ = self.scaled_ascent()
+        square = _dot(g, g)
+        return [_dot(scaled, scaled), self.trial.nothing, square, square]
+
+    # Weights --------------------------------------------------------------------------------------------
+
+    def save_weights(self) -> None:
+        if self.weights is None:
+            weights = self.read(self.params)
+            self.weights = weights.clone() if self.span is not None else weights
+
+    def restore_weights(self) -> None:
+        if self.weights is not None:
+            self.write(self.params, self.weights)
+
+    def place(
+        self,
+        direction: Tensor,
+        size: float | Tensor,
+        weight_decay: float = 0.0,
+        bounded: bool = False,
+    ) -> None:
+        """Put the parameters at (weights - size·direction)·(1 - weight_decay).
+
+        `bounded`: what 16 bits cannot hold becomes their largest number. A trial point may overflow: its loss
+        says so.
+        """
+        there = self.read(self.params)
+        start = there if self.weights is None else self.weights
+        if isinstance(size, Tensor):
+            moved = torch.addcmul(self.of_state(start), direction, size.to(self.dtype), value=-1)
+        else:
+            most = torch.finfo(self.dtype).max
+            size = max(-most, min(size, most))
+            if self.span is not None and start.dtype == self.dtype:
+                moved = torch.add(start, direction, alpha=-size, out=there)
+            else:
+                moved = torch.add(self.of_state(start), direction, alpha=-size)
+        if weight_decay:
+            moved.mul_(1 - weight_decay)
+        if bounded and moved.dtype != there.dtype:
+            most = torch.finfo(there.dtype).max
+            moved.clamp_(-most, most)
+        self.write(self.params, moved)
+
+    def move(
+        self, m: Tensor, v: Tensor | None, size: float, nesterov: Tensor | None, clip: float | Tensor
+    ) -> None:
+        """Put the parameters `size` along d, decayed; Nesterov's last term takes the gradient `nesterov`·`clip`."""
         if self.group["nesterov"]:
-            torch._foreach_mul_(direction, self.beta1)
-            torch._foreach_add_(direction, self.divide(gradients), alpha=1 - self.beta1)
-        _move(self.params, weights, direction, size, self.group["weight_decay"], bounded=True)
+            assert nesterov is not None
+            gradient = nesterov if not isinstance(clip, Tensor) and clip == 1 else nesterov * clip
+            m = torch.lerp(gradient, m, self.beta1)
+        direction, scale = self.direction(m, v)
+        self.place(direction, size * scale, size * self.group["weight_decay"], bounded=True)
+
+
+def _elements_at_once(device: torch.device) -> int:
+    """How many elements of the parameters a pass takes."""
+    if device.type == "cpu":
+        return CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
+    return DEVICE_ELEMENTS
+
+
+def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The elements in the order that `strides`, dense ones, give them: a view, if they are the tensor's own."""
+    if tensor.stride() != strides:
+        ordered = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+        tensor = ordered.copy_(tensor)
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _all_vectors(tensors: list[Tensor]) -> bool:
+    return all(tensor.ndim == 1 for tensor in tensors)
 
 
 class _Surroundings:
@@ -1035,18 +1499,29 @@ class _Trial:
         self.before = _Surroundings(self.model, self.devices)
         self.after: _Surroundings | None = None
         self.evaluations = 0
-        self.buckets: list[_Bucket] = []
+        self.plan = _Plan([], {}, self)
         self.fresh: list[tuple[Tensor, str]] = []  # state entries that began in this step
+        self.nothing = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
+        self.relaid: tuple[Tensor, Tensor] | None = (
+            None  # a gradient and its copy in the parameter's memory order
+        )
         self.l0 = 0.0
-        self.square0 = 0.0  # squared norm of the gradient at the start
-        self.clip0 = 1.0  # what clips that gradient
-        self.clip = 1.0  # what clips the gradient of the first update
-        self.limit = 1.0  # min(k, 1) of the first update
-        self.slopes: list[Tensor] = []  # Σ d·g0 of each parameter
+        self.start: _Reading | None = None  # at the start
+        self.first: _Reading  # of the gradient of the first update
+        self.clip: float | Tensor = 1.0  # what clips the gradient of the first update
+        self.limit: float | Tensor = 1.0  # min(k, 1) of the first update
+        self.factor: float | Tensor = 1.0  # both
+        self.slopes: list[Tensor] = []  # Σ d·g0 of each bucket, where it takes a pass of its own
+        self.ahead_of_device = False  # put off all reading to one wait at the end
+        self.pending: list[tuple[Tensor, list[int]]] = []  # what was put off
+        self.settled: list[_Reading] = []  # the same, once read
         self.idle = False  # nothing to do, or skipped
         self.skipped = False  # for an overflow of scaled gradients
-        self.uneven = False  # the ranks' gradients differ
         self.ahead = False  # at the look-ahead point
+
+    @property
+    def buckets(self) -> list[_Bucket]:
+        return self.plan.buckets
 
     def arrive(self, value: Tensor | float) -> Tensor:
         """After an evaluation: its loss as a float64 scalar, without scale; surroundings as they should be."""
@@ -1059,6 +1534,9 @@ class _Trial:
         if self.scaler is not None:
             self.scaler.unscale_(self.scaled[self.evaluations])  # type: ignore[arg-type]
         self.evaluations += 1
+        for bucket in self.buckets:
+            bucket.packed_gradient = None
+        self.relaid = None
         if isinstance(value, Tensor):
             if value.numel() != 1 or value.is_complex():
                 raise ValueError(
@@ -1075,49 +1553,97 @@ class _Trial:
     def depart(self) -> None:
         """Before another evaluation: everything random as before the first."""
         self.before.restore()
+        self.relaid = None
 
-    def read(self, loss: Tensor, sums: list[Tensor], params: list[Tensor]) -> list[float]:
-        """The loss and the sums over `params` as numbers: the mean loss and the whole sums over the ranks."""
+    def gradients_of(self, params: list[Tensor]) -> list[Tensor]:
+        """The gradients' elements on this rank; a missing gradient counts as zero."""
+        return [_local(torch.zeros_like(p) if p.grad is None else p.grad) for p in params]
+
+    def reordered(self, gradient: Tensor, param: Tensor) -> Tensor:
+        """A gradient in the memory order of its parameter; the last is remembered, for all spans of it."""
+        if self.relaid is None or self.relaid[0] is not gradient:
+            self.relaid = gradient, torch.empty_like(param, dtype=gradient.dtype).copy_(gradient)
+        return self.relaid[1]
+
+    def read(
+        self,
+        loss: Tensor,
+        sums: list[list[Tensor]],
+        others: Iterable[Tensor] = (),
+        slopes: Iterable[Tensor] = (),
+    ) -> _Reading:
+        """The mean loss over the ranks and the whole sums, by kind of parameters; on the host, unless put off.
+
+        Args:
+            loss: float64, 0-dimensional.
+            sums: four of each bucket.
+            others: parameters not in the plan, of whose gradients the squared norms are read, too.
+            slopes: one sum of each bucket.
+        """
+        plan, device = self.plan, self.device
+        table = _stack([total for row in sums for total in row], device).view(-1, 4)
+        ahead = _stack(list(slopes), device)
+        totals, slopes_by_kind, check, begin = [], [], self.nothing, 0
+        for _, share, buckets in plan.kinds:
+            rows = slice(begin, begin + len(buckets))
+            begin = rows.stop
+            totals.append(table[rows].sum(0))
+            if self.ranks is not None:
+                if share == 1 / dist.get_world_size(self.ranks):
+                    check = check + totals[-1][2]
+                totals[-1] *= share
+            if len(ahead):
+                slopes_by_kind.append(ahead[rows].sum() * share)
+        first = self.evaluations == 1
+        parts = [
+            loss.to(device).reshape(1),
+            torch.cat(totals) if totals else table.view(-1),
+            _stack(slopes_by_kind, device),
+            plan.largest(table) if first else table.new_zeros(0),
+            _stack(_squares(self.gradients_of(list(others))), device),
+        ]
+        if self.ranks is not None:
+            size = dist.get_world_size(self.ranks)
+            parts[0] = parts[0] / size
+            parts.append(torch.stack([check, check.square()]) / size)
+        vector, lengths = torch.cat(parts), [len(part) for part in parts]
+        if self.ranks is not None:
+            dist.all_reduce(vector, group=self.ranks)
+        self.pending.append((vector, lengths))
+        if self.ahead_of_device and self.parts:
+            return self._reading(vector, lengths, later=True)
+        # To see whether gradients that ought to be averaged are: the variance of their sum over the ranks.
+        host = torch.cat([vector for vector, _ in self.pending]).cpu()
+        ends = [sum(lengths) for _, lengths in self.pending]
+        *self.settled, latest = [
+            self._reading(vector, lengths, later=False)
+            for vector, (_, lengths) in zip(torch.split(host, ends), self.pending, strict=True)
+        ]
+        self.pending = []
+        return latest
+
+    def _reading(self, vector: Tensor, lengths: list[int], later: bool) -> _Reading:
+        loss, totals, slopes, largest, squares, *check = torch.split(vector, lengths)
+        uneven = False
+        if check and not later:
+            mean, mean_square = check[0].tolist()
+            uneven = mean_square - mean * mean > UNEVEN * mean * mean
+        return _Reading(loss[0], totals.view(-1, 4), largest, squares, slopes, uneven, later)
+
+    def read_squares(self, loss: Tensor, squares: list[Tensor], params: list[Tensor]) -> list[float]:
+        """The mean loss, and squared norms of what belongs to `params`, over all ranks, on the host."""
         if self.ranks is None:
-            return _to_host([loss, *sums])
+            return _to_host([loss, *squares])
         size = dist.get_world_size(self.ranks)
         shares = [1 / size, *(_share(param, size) for param in params)]
-        # To see whether gradients that ought to be averaged are: the variance of their sum over the ranks.
-        whole = [x.to(self.device) for x, share in zip(sums, shares[1:], strict=True) if share == 1 / size]
-        check = torch.stack(whole).sum() if whole else torch.zeros((), dtype=torch.float64)
-        values = [loss, *sums, check, check.square()]
-        vector = torch.stack([value.to(self.device) for value in values])
-        vector *= torch.tensor([*shares, 1 / size, 1 / size], dtype=vector.dtype, device=vector.device)
+        vector = _stack([x * share for x, share in zip([loss, *squares], shares, strict=True)], self.device)
         dist.all_reduce(vector, group=self.ranks)
-        *numbers, mean, mean_square = vector.tolist()
-        self.uneven = size > 1 and mean_square - mean * mean > UNEVEN * mean * mean
+        numbers: list[float] = vector.tolist()
         return numbers
-
-    def read_moments(
-        self, loss: Tensor, square: bool, more: list[Tensor] | None = None
-    ) -> tuple[float, list[float], float, list[float]]:
-        """The loss, the moments and the squared norm (if wanted, else 0) of the gradients, and `more` sums."""
-        owners = [owner for bucket in self.buckets for owner in bucket.owners]
-        moments: list[Tensor] = []
-        squares: list[Tensor] = []
-        for bucket in self.buckets:
-            gradients = bucket.gradients()
-            moments += bucket.moments(gradients)
-            squares += _squares(gradients) if square else []
-        more = more or []
-        params = [owner for owner in owners for _ in range(3)] + owners[: len(squares)] + owners[: len(more)]
-        latest, *numbers = self.read(loss, [*moments, *squares, *more], params)
-        first, second = len(moments), len(moments) + len(squares)
-        return latest, numbers[:first], sum(numbers[first:second]), numbers[second:]
-
-    def save_weights(self) -> None:
-        for bucket in self.buckets:
-            bucket.weights = bucket.weights or [param.clone() for param in bucket.params]
 
     def restore_weights(self) -> None:
         for bucket in self.buckets:
-            if bucket.weights:
-                torch._foreach_copy_(bucket.params, bucket.weights)
+            bucket.restore_weights()
 
     def forget(self, state: dict[Tensor, dict[str, Any]]) -> None:
         """Remove the entries of the optimizer's `state` that are new."""
@@ -1153,49 +1679,17 @@ def _ranks(
     return group if dist.get_world_size(group) > 1 else None
 
 
-def _ascend(trial: _Trial) -> None:
-    """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16), with the gradient at the start in `g0`."""
-    scaled: list[list[Tensor]] = []
-    squares: list[Tensor] = []
-    for bucket in trial.buckets:
-        ascent = bucket.divide(bucket.g0) if bucket.group["adam"] else bucket.g0
-        scaled.append(bucket.asam_scaled(ascent))
-        squares += _squares(scaled[-1])
-    owners = [owner for bucket in trial.buckets for owner in bucket.owners]
-    zero = torch.zeros((), dtype=squares[0].dtype, device=squares[0].device)
-    norm = math.sqrt(sum(trial.read(zero, squares, owners)))
-    trial.save_weights()
-    for bucket, tensors in zip(trial.buckets, scaled, strict=True):
-        size = bucket.group["rho"] / (norm + ASAM_FLOOR)
-        _move(bucket.params, bucket.weights, bucket.asam_scaled(tensors), -size)
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Σ left·right: float64, 0-dimensional."""
+    wide = _wide(left)
+    return torch.dot(wide, wide if right is left else _wide(right))
 
 
-def _move(
-    params: list[Tensor],
-    weights: list[Tensor],
-    direction: list[Tensor],
-    size: float,
-    weight_decay: float = 0.0,
-    bounded: bool = False,
-) -> None:
-    """params ← (weights - size·direction)·(1 - size·weight_decay), in the precision of `direction`.
-
-    `bounded`: what 16 bits cannot hold becomes their largest number. A trial point may overflow: its loss says so.
-    """
-    moved = torch._foreach_mul(direction, -size)
-    torch._foreach_add_(moved, weights)
-    if weight_decay:
-        torch._foreach_mul_(moved, 1 - size * weight_decay)
-    for param, tensor in zip(params, moved, strict=True) if bounded else ():
-        if tensor.dtype != param.dtype:
-            largest = torch.finfo(param.dtype).max
-            tensor.clamp_(-largest, largest)
-    torch._foreach_copy_(params, moved)
-
-
-def _dots(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-    """Σ left·right of each pair: float64, 0-dimensional."""
-    return [(_wide(a) * b).sum() for a, b in zip(left, right, strict=True)]
+def _stack(values: list[Tensor], device: torch.device) -> Tensor:
+    """0-dimensional tensors as one, on `device`."""
+    if not values:
+        return torch.zeros(0, dtype=_sum_dtype(device), device=device)
+    return torch.stack([value.to(device) for value in values])
 
 
 def _squares(tensors: list[Tensor]) -> list[Tensor]:
@@ -1216,31 +1710,30 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _limit(buckets: list[_Bucket], moments: list[float], clip: float) -> float:
+def _limit(plan: _Plan, totals: Tensor, clip: float | Tensor) -> Tensor:
     """min(k, 1), with k the factor on the gradient for which the average's squared norm grows `GROWTH_LIMIT` times.
 
-    The norm is that of the metric 1/D over all parameters; `moments` are theirs, in `_Bucket.moments`' order,
-    of the gradient before it was multiplied by `clip`. Each parameter counts with its group's β1. k is the
-    positive root of a·k² + 2b·k - c = 0.
+    The norm is that of the metric 1/D over all parameters; `totals` are theirs (`_Bucket.moments`) by kind, of
+    the gradient before it was multiplied by `clip`. Each kind counts with its group's β1. k is the positive root
+    of a·k² + 2b·k - c = 0. 0-dimensional, on the device of `totals`: nothing waits for it.
     """
-    a = b = c = 0.0
-    triples = iter(zip(moments[0::3], moments[1::3], moments[2::3], strict=True))
-    for bucket in buckets:
-        beta1 = bucket.beta1
-        for _ in bucket.params:
-            pg, pp, gg = next(triples)
-            a += (1 - beta1) ** 2 * (gg * clip * clip)
-            b += beta1 * (1 - beta1) * (pg * clip)
-            c += (GROWTH_LIMIT - beta1**2) * pp
-    if a == 0 or c == 0:  # no gradient, or no average to compare it with
+    a = b = c = torch.zeros_like(totals[0, 0])
+    for (group, *_), (pg, pp, gg, _) in zip(plan.kinds, totals, strict=True):
+        beta1, _ = group["betas"]
+        a = a + gg * (clip * (1 - beta1)) ** 2
+        b = b + pg * (clip * beta1 * (1 - beta1))
+        c = c + pp * (GROWTH_LIMIT - beta1**2)
+    root = torch.hypot(b, a.sqrt() * c.sqrt())
+    factor = torch.where(b > 0, c / (b + root), (root - b) / a)
+    # No gradient, or no average to compare it with: no limit.
+    return torch.where((a == 0) | (c == 0), torch.ones_like(a), factor).clamp(max=1.0)
+
+
+def _clip(totals: Tensor, max_norm: float | None) -> float | Tensor:
+    """The factor that clips a gradient of squared norm Σ `totals`[:, 3], as `clip_grad_norm_` does."""
+    if max_norm is None:
         return 1.0
-    root = math.hypot(b, math.sqrt(a) * math.sqrt(c))
-    return min(c / (b + root) if b > 0 else (root - b) / a, 1.0)
-
-
-def _clip(square: float, max_norm: float | None) -> float:
-    """The factor that clips a gradient of squared norm `square`, as `torch.nn.utils.clip_grad_norm_` has it."""
-    return 1.0 if max_norm is None else min(max_norm / (math.sqrt(square) + CLIP_FLOOR), 1.0)
+    return (max_norm / (totals[:, 3].sum().sqrt() + CLIP_FLOOR)).clamp(max=1.0)
 
 
 def _damping(group: dict[str, Any]) -> float:
@@ -1263,16 +1756,6 @@ def _to_host(values: list[Tensor]) -> list[float]:
         for i, number in zip(here, torch.stack([values[i] for i in here]).tolist(), strict=True):
             result[i] = number
     return result
-
-
-def _require_finite(values: list[float], where: str, loss: float | None = None) -> None:
-    if all(map(math.isfinite, values)):
-        return
-    what = "gradient" if loss is None or math.isfinite(loss) else f"loss ({loss})"
-    raise FloatingPointError(
-        f"Non-finite {what} {where} of the step. Weights, averages and step size are as before it; skip the "
-        "batch, or look for what overflows."
-    )
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:
