@@ -774,19 +774,17 @@ class Acme(Optimizer):
         for bucket in trial.buckets:
             bucket.save_weights()
             if bucket.group["acme"]:
-                gradient = bucket.gradient()
-                bucket.g0 = gradient.clone() if bucket.span else gradient
+                bucket.g0 = bucket.keep("start", bucket.gradient())
             size = bucket.group["rho"] / (norm + ASAM_FLOOR)
             scaled, scales = bucket.scaled_ascent()
-            ascent = scaled if scales is None else scaled * scales
+            ascent = scaled if scales is None else scaled.mul_(scales)
             bucket.place(ascent, -size if trial.start.later else -float(size))
 
     def _leap(self, trial: _Trial) -> None:
         """Update the averages and move by `lr` (`acme` off)."""
         for bucket in trial.buckets:
             gradient = bucket.gradient()
-            m, v = bucket.averages()
-            bucket.update(m, v, gradient, trial.factor)
+            m, v = bucket.updated(*bucket.averages(), gradient, trial.factor, commit=True)
             bucket.move(m, v, float(bucket.group["lr"]), gradient, trial.clip)
             bucket.keep_averages(m, v)
         for group in self.param_groups:
@@ -806,19 +804,19 @@ class Acme(Optimizer):
         options = self.param_groups[0]
         for bucket in trial.buckets:
             bucket.save_weights()
-            raw = bucket.raw_gradient()
-            gradient = bucket.of_state(raw)
-            m, v = bucket.averages(copy=True)
-            bucket.update(m, v, gradient, trial.factor)
+            gradient = bucket.gradient()
+            m, v = bucket.updated(*bucket.averages(), gradient, trial.factor)
             direction, scale = bucket.direction(m, v)
             if options["adam"] or options["asam"]:
-                trial.slopes.append(_dot(direction, gradient if bucket.g0 is None else bucket.g0) * scale)
+                trial.slopes.append(
+                    bucket.dot(direction, gradient if bucket.g0 is None else bucket.g0) * scale
+                )
             if options["adam"] or options["nesterov"]:
-                bucket.kept = raw.clone() if bucket.span else raw
+                bucket.kept = bucket.keep("gradient", bucket.raw_gradient())
                 if not options["nesterov"]:
                     bucket.g0 = None
             else:
-                bucket.pending, bucket.g0 = m, None
+                bucket.pending, bucket.g0 = bucket.keep("average", m, scratch=True), None
             bucket.place(direction, bucket.group["step_size"] * scale)
         trial.ahead = True
 
@@ -878,7 +876,7 @@ class Acme(Optimizer):
                     nesterov, clip = bucket.start_gradient(), float(_clip(start.totals, max_norm))
             bucket.move(m, v, size * relative(bucket.group), nesterov, clip)
             if l1 < l0:
-                bucket.update(m, v, gradient, factor1)
+                m, v = bucket.updated(m, v, gradient, factor1, commit=True)
             bucket.keep_averages(m, v)
         applied_first = next(a for a, b in zip(applied, buckets, strict=True) if b.group is reference)
         for group, ratio in [(group, relative(group)) for group in self.param_groups]:
@@ -1079,6 +1077,9 @@ class _Plan:
         rows = [i for i, bucket in enumerate(self.buckets) if bucket.span is not None]
         self.span_rows = torch.tensor(rows, dtype=torch.int64, device=trial.device)
         self.places = torch.tensor(self.packed + self.spanned, dtype=torch.int64, device=trial.device)
+        scratch = _Scratch()
+        for bucket in self.buckets:
+            bucket.scratch = scratch
 
     def _divide(self, group: dict[str, Any], members: list[int]) -> list[_Bucket]:
         packs: dict[Any, tuple[list[int], int]] = {}
@@ -1173,6 +1174,10 @@ class _Bucket:
         self.span = span
         self.ordered = ordered  # in the order of the parameters' memory, else that of their indices
         self.strides = [_local(owner).stride() for owner in owners] if ordered else []
+        self.sharded = any(_is_dtensor(owner) for owner in owners)
+        self.views: dict[int, Tensor] = {}  # of a span, the elements of what lies at an address
+        self.buffers: dict[str, Tensor] = {}  # of a span on the CPU, kept from step to step
+        self.scratch: _Scratch
         self.offsets: Tensor | None = None  # where a pack's parameters begin and end
         self.params: list[Tensor] = []  # their elements on this rank
 
@@ -1189,10 +1194,13 @@ class _Bucket:
         corrected = self.group["bias_correction"]
         self.correction1 = 1 - self.beta1 ** self.group["t"] if corrected else 1.0
         self.correction2 = 1 - self.beta2 ** self.group["t"] if corrected else 1.0
-        self.params = [_local(owner) for owner in self.owners]
-        self.m = [_local(state["exp_avg"]) for state in self.states]
-        self.v = [_local(state["exp_avg_sq"]) for state in self.states] if self.group["adam"] else []
+        self.params = self._locals(self.owners)
+        self.m = self._locals([state["exp_avg"] for state in self.states])
+        self.v = self._locals([state["exp_avg_sq"] for state in self.states]) if self.group["adam"] else []
         self.dtype = self.m[0].dtype
+        self.length = (
+            sum(p.numel() for p in self.params) if self.span is None else self.span[1] - self.span[0]
+        )
         self.weights: Tensor | None = None  # where the step starts, once saved
         self.packed_gradient: Tensor | None = None  # of this evaluation
         self.largest: Tensor | None = None  # of a pack, each parameter's largest magnitude in the gradient
@@ -1208,11 +1216,20 @@ class _Bucket:
 
     # Elements -------------------------------------------------------------------------------------------
 
+    def _locals(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [_local(tensor) for tensor in tensors] if self.sharded else tensors
+
     def read(self, tensors: list[Tensor]) -> Tensor:
         """One tensor for each parameter, as one dimension: a view of a span, a copy of a pack."""
         if self.span is not None:
-            start, stop = self.span
-            return _elements(tensors[0], self.strides[0])[start:stop]
+            address = tensors[0].data_ptr()
+            view = self.views.get(address)
+            if view is None or view.dtype != tensors[0].dtype:
+                start, stop = self.span
+                if len(self.views) > 3:  # the memory of parameter and averages has changed
+                    self.views.clear()
+                view = self.views[address] = _elements(tensors[0], self.strides[0])[start:stop]
+            return view
         if self.ordered:
             return torch.cat(
                 [_elements(t, strides) for t, strides in zip(tensors, self.strides, strict=True)]
@@ -1220,6 +1237,20 @@ class _Bucket:
         if len(tensors) == 1:  # of which flattening gives a view
             return tensors[0].flatten().clone()
         return torch.cat(tensors) if _all_vectors(tensors) else torch._C._nn.flatten_dense_tensors(tensors)
+
+    def keep(self, name: str, tensor: Tensor, scratch: bool = False) -> Tensor:
+        """A copy that outlives the evaluations; of a pack, `tensor` is one already, if it is not `scratch` memory.
+
+        On the CPU, its memory is kept from step to step (the system is slow to give it): what the evaluation at
+        the look-ahead point has to get by with anyway, which is where the most is in use.
+        """
+        if self.span is None and not scratch:
+            return tensor
+        if tensor.device.type != "cpu":
+            return tensor if scratch else tensor.clone()
+        if name not in self.buffers or self.buffers[name].dtype != tensor.dtype:
+            self.buffers[name] = torch.empty_like(tensor)
+        return self.buffers[name].copy_(tensor)
 
     def write(self, tensors: list[Tensor], values: Tensor) -> None:
         """The inverse of `read`, into the tensors."""
@@ -1239,15 +1270,16 @@ class _Bucket:
         """The gradient as it is now, in its own precision; a missing one is zero."""
         if self.packed_gradient is not None:
             return self.packed_gradient
-        tensors = self.trial.gradients_of(self.owners)
-        if self.span is not None and tensors[0].stride() != self.strides[0]:
-            tensors = [self.trial.reordered(tensors[0], self.params[0])]
-        result = self.read(tensors)
-        if self.span is None and self.group["acme"]:  # which reads it again
+        if self.span is not None:
+            start, stop = self.span
+            return self.trial.ordered(self.owners[0], self.strides[0])[start:stop]
+        result = self.read(self.trial.gradients_of(self.owners))
+        if self.group["acme"]:  # which reads it again
             self.packed_gradient = result
         return result
 
     def of_state(self, tensor: Tensor) -> Tensor:
+        """In the averages' precision."""
         return tensor if tensor.dtype == self.dtype else tensor.to(self.dtype)
 
     def gradient(self) -> Tensor:
@@ -1263,29 +1295,31 @@ class _Bucket:
 
     # Averages -------------------------------------------------------------------------------------------
 
-    def averages(self, copy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """m and, with `adam`, v: of a span the very elements, unless a copy is asked for."""
-        m, v = self.read(self.m), self.read(self.v) if self.v else None
-        if copy and self.span is not None:
-            return m.clone(), v.clone() if v is not None else None
-        return m, v
+    def averages(self) -> tuple[Tensor, Tensor | None]:
+        """m and, with `adam`, v: of a span the very elements, of a pack copies."""
+        return self.read(self.m), self.read(self.v) if self.v else None
 
-    def update(self, m: Tensor, v: Tensor | None, gradient: Tensor, factor: float | Tensor) -> None:
-        """m ← β1·m + (1 - β1)·g' and, with `adam`, v ← β2·v + (1 - β2)·g'²; g' is `factor`·gradient."""
+    def updated(
+        self, m: Tensor, v: Tensor | None, gradient: Tensor, factor: float | Tensor, commit: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """β1·m + (1 - β1)·g' and, with `adam`, β2·v + (1 - β2)·g'²; g' is `factor`·gradient.
+
+        `commit`: in place. Otherwise where the next call puts it, too.
+        """
         if isinstance(factor, Tensor) or factor != 1:
-            gradient = gradient * factor
-        m.lerp_(gradient, 1 - self.beta1)
+            gradient = torch.mul(gradient, factor, out=self.room("g"))
+        m = torch.lerp(m, gradient, 1 - self.beta1, out=m if commit else self.room("m"))
         if v is not None:
-            v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+            v = torch.mul(v, self.beta2, out=v if commit else self.room("v"))
+            v.addcmul_(gradient, gradient, value=1 - self.beta2)
+        return m, v
 
     def averages_ahead(self, factor: float | Tensor, commit: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The averages after the first update; `commit`: where they are free to be changed further."""
+        """The averages after the first update; `commit`: in place, where they are free to be changed further."""
         if self.pending is not None:
             return self.pending, None
-        m, v = self.averages(copy=not commit)
         assert self.kept is not None
-        self.update(m, v, self.of_state(self.kept), factor)
-        return m, v
+        return self.updated(*self.averages(), self.of_state(self.kept), factor, commit)
 
     def keep_averages(self, m: Tensor, v: Tensor | None) -> None:
         self.write(self.m, m)
@@ -1294,11 +1328,27 @@ class _Bucket:
 
     # Arithmetic -----------------------------------------------------------------------------------------
 
+    def room(self, use: str) -> Tensor:
+        """Uninitialised memory of this bucket's length, in the averages' precision."""
+        return self.scratch.get(use, self.length, self.dtype, self.m[0].device)
+
+    def wide(self, tensor: Tensor, use: str = "wide") -> Tensor:
+        """In the precision of sums."""
+        dtype = _sum_dtype(tensor.device)
+        if tensor.dtype == dtype:
+            return tensor
+        return self.scratch.get(use, self.length, dtype, tensor.device).copy_(tensor)
+
+    def dot(self, left: Tensor, right: Tensor) -> Tensor:
+        """Σ left·right: float64, 0-dimensional."""
+        wide = self.wide(left)
+        return torch.dot(wide, wide if right is left else self.wide(right, "wide too"))
+
     def denominator(self, v: Tensor) -> Tensor:
-        """D = (sqrt(v / bc2) + ε)·bc1, a new tensor (`adam`)."""
+        """D = (sqrt(v / bc2) + ε)·bc1 (`adam`), in `room("D")`."""
         epsilon = max(self.group["epsilon"] * self.correction1, torch.finfo(v.dtype).tiny)
         scale = self.correction1 / math.sqrt(self.correction2)
-        result = v.sqrt()
+        result = torch.sqrt(v, out=self.room("D"))
         return (result if scale == 1 else result.mul_(scale)).add_(epsilon)
 
     def direction(self, m: Tensor, v: Tensor | None) -> tuple[Tensor, float]:
@@ -1318,7 +1368,7 @@ class _Bucket:
             m, v = self.averages()
             self._note_largest(g)
         if v is None:
-            wide_m, wide_g = _wide(m), _wide(g)
+            wide_m, wide_g = self.wide(m), self.wide(g, "wide too")
             square = torch.dot(wide_g, wide_g)
             sums = [torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), square]
             if self.correction1 != 1:
@@ -1326,17 +1376,13 @@ class _Bucket:
             return [*sums, square]
         square = self.trial.nothing
         if self.group["max_grad_norm"] is not None:
-            square = _dot(g, g)
+            square = self.dot(g, g)
         elif self.group["acme"] and self.trial.start is None:
             square = torch.dot(g, g).to(square.dtype)
         root = self.denominator(v).rsqrt_()
-        scaled_m, scaled_g = _wide(m * root), _wide(g * root)
-        return [
-            torch.dot(scaled_m, scaled_g),
-            torch.dot(scaled_m, scaled_m),
-            torch.dot(scaled_g, scaled_g),
-            square,
-        ]
+        wide_m = self.wide(torch.mul(m, root, out=self.room("scaled")))
+        wide_g = self.wide(torch.mul(g, root, out=root), "wide too")
+        return [torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), torch.dot(wide_g, wide_g), square]
 
     def _note_largest(self, g: Tensor) -> None:
         """Of a pack: each parameter's largest magnitude in the gradient, from which `_Plan.zeros` tells."""
@@ -1357,29 +1403,31 @@ class _Bucket:
         if self.v:
             divisor = self.denominator(self.read(self.v))
             s = torch.div(s, divisor, out=divisor)
-        elif self.correction1 != 1:
-            s = s / self.correction1
+        else:
+            s = torch.div(s, self.correction1, out=self.room("D"))
         if not self.weight:
             return s, None
-        scales = self.of_state(self.read(self.params).abs())
+        there = self.read(self.params)
+        scales = (
+            torch.abs(there, out=self.room("T")) if there.dtype == self.dtype else self.of_state(there.abs())
+        )
         if self.group["eta"]:
-            scales = scales + self.group["eta"]
-        return s * scales, scales
+            scales.add_(self.group["eta"])
+        return s.mul_(scales), scales
 
     def ascent(self) -> list[Tensor]:
         """‖T·s‖², nothing, and Σ g·g twice: what the start of an ASAM step needs, in the places of `moments`."""
         g = self.gradient()
         self._note_largest(g)
         scaled, _ = self.scaled_ascent()
-        square = _dot(g, g)
-        return [_dot(scaled, scaled), self.trial.nothing, square, square]
+        square = self.dot(g, g)
+        return [self.dot(scaled, scaled), self.trial.nothing, square, square]
 
     # Weights --------------------------------------------------------------------------------------------
 
     def save_weights(self) -> None:
         if self.weights is None:
-            weights = self.read(self.params)
-            self.weights = weights.clone() if self.span is not None else weights
+            self.weights = self.keep("weights", self.read(self.params))
 
     def restore_weights(self) -> None:
         if self.weights is not None:
@@ -1422,9 +1470,26 @@ class _Bucket:
         if self.group["nesterov"]:
             assert nesterov is not None
             gradient = nesterov if not isinstance(clip, Tensor) and clip == 1 else nesterov * clip
-            m = torch.lerp(gradient, m, self.beta1)
+            m = torch.lerp(gradient, m, self.beta1, out=self.room("nesterov"))
         direction, scale = self.direction(m, v)
         self.place(direction, size * scale, size * self.group["weight_decay"], bounded=True)
+
+
+class _Scratch:
+    """Memory for a pass's intermediate results; on the CPU the same for all passes, so that it stays in the cache."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, use: str, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if device.type != "cpu":
+            return torch.empty(length, dtype=dtype, device=device)
+        buffer = self.buffers.get((use, dtype))
+        if buffer is None or len(buffer) < length:
+            buffer = self.buffers[use, dtype] = torch.empty(
+                max(length, _elements_at_once(device)), dtype=dtype
+            )
+        return buffer if len(buffer) == length else buffer[:length]
 
 
 def _elements_at_once(device: torch.device) -> int:
@@ -1502,9 +1567,7 @@ class _Trial:
         self.plan = _Plan([], {}, self)
         self.fresh: list[tuple[Tensor, str]] = []  # state entries that began in this step
         self.nothing = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
-        self.relaid: tuple[Tensor, Tensor] | None = (
-            None  # a gradient and its copy in the parameter's memory order
-        )
+        self.latest: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient's elements
         self.l0 = 0.0
         self.start: _Reading | None = None  # at the start
         self.first: _Reading  # of the gradient of the first update
@@ -1536,7 +1599,7 @@ class _Trial:
         self.evaluations += 1
         for bucket in self.buckets:
             bucket.packed_gradient = None
-        self.relaid = None
+        self.latest = None
         if isinstance(value, Tensor):
             if value.numel() != 1 or value.is_complex():
                 raise ValueError(
@@ -1553,17 +1616,18 @@ class _Trial:
     def depart(self) -> None:
         """Before another evaluation: everything random as before the first."""
         self.before.restore()
-        self.relaid = None
+        self.latest = None
 
     def gradients_of(self, params: list[Tensor]) -> list[Tensor]:
         """The gradients' elements on this rank; a missing gradient counts as zero."""
         return [_local(torch.zeros_like(p) if p.grad is None else p.grad) for p in params]
 
-    def reordered(self, gradient: Tensor, param: Tensor) -> Tensor:
-        """A gradient in the memory order of its parameter; the last is remembered, for all spans of it."""
-        if self.relaid is None or self.relaid[0] is not gradient:
-            self.relaid = gradient, torch.empty_like(param, dtype=gradient.dtype).copy_(gradient)
-        return self.relaid[1]
+    def ordered(self, owner: Tensor, strides: tuple[int, ...]) -> Tensor:
+        """A gradient's elements in its parameter's memory order; the last is remembered, for all spans of it."""
+        if self.latest is None or self.latest[0] is not owner:
+            [gradient] = self.gradients_of([owner])
+            self.latest = owner, _elements(gradient, strides)
+        return self.latest[1]
 
     def read(
         self,
@@ -1677,12 +1741,6 @@ def _ranks(
         )
         group = world if small is None else small.get_group()
     return group if dist.get_world_size(group) > 1 else None
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Σ left·right: float64, 0-dimensional."""
-    wide = _wide(left)
-    return torch.dot(wide, wide if right is left else _wide(right))
 
 
 def _stack(values: list[Tensor], device: torch.device) -> Tensor:

@@ -76,6 +76,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
     print(f"\n{title}")
     for line in [columns, *cells]:
         first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         print("  ".join([first, *rest]).rstrip(), flush=True)

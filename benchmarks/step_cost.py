@@ -178,7 +178,7 @@ class Allocations(TorchDispatchMode):
 
 
 def memory(
-    make: Callable[[nn.Module], dict[str, Callable[[], Any]]], model: nn.Module
+    make: Callable[[nn.Module], dict[str, Callable[[], Any]]], model: nn.Module, before: Callable[[], None]
 ) -> dict[str, tuple[float, float]]:
     """Peak and remaining allocations of each contestant over three steps, in copies of the parameters."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -187,14 +187,16 @@ def memory(
         gc.collect()
         with Allocations() as allocations:
             for _ in range(3):
+                before()
                 step()
             del step
         result[name] = allocations.peak / size, allocations.now / size
     return result
 
 
-def waits_and_kernels(step: Callable[[], Any]) -> tuple[int, int]:
+def waits_and_kernels(step: Callable[[], Any], before: Callable[[], None]) -> tuple[int, int]:
     """How often a step waits for the CUDA device, and how many kernels it starts."""
+    before()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -204,6 +206,7 @@ def waits_and_kernels(step: Callable[[], Any]) -> tuple[int, int]:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+    before()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
@@ -241,16 +244,25 @@ def measure(
     elements = sum(p.numel() for p in params)
     steps = contestants(model)
     times: dict[str, list[float]] = {name: [] for name in steps}
+    gradients = [p.grad for p in params]
+
+    def give_gradients() -> None:  # some peers take them away
+        for p, gradient in zip(params, gradients, strict=True):
+            p.grad = gradient
+
     for turn in range(repeats + 2):
         for name, step in steps.items():
+            give_gradients()
             seconds = timed(step, device)
             if turn >= 2:
                 times[name].append(seconds)
     device_numbers = (
-        {name: waits_and_kernels(step) for name, step in steps.items()} if device.type == "cuda" else {}
+        {name: waits_and_kernels(step, give_gradients) for name, step in steps.items()}
+        if device.type == "cuda"
+        else {}
     )
     del steps
-    allocated = memory(contestants, model)
+    allocated = memory(contestants, model, give_gradients)
     medians = {name: statistics.median(values) for name, values in times.items()}
     rows = []
     for name, seconds in medians.items():

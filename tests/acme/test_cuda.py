@@ -1,0 +1,139 @@
+"""What only a CUDA device can show: the same numbers as on the CPU, and one wait for the device a step."""
+
+import warnings
+
+import pytest
+import torch
+from common import MODES, all_modes, batches, make_closure, net, start, vector
+from torch import nn
+
+from acme import Acme
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def cuda_net(dtype=torch.float64) -> nn.Module:
+    return net(dtype).cuda()
+
+
+@all_modes
+def test_same_as_on_the_cpu(mode) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        model = net().to(device)
+        data = [(x.to(device), y.to(device)) for x, y in batches()]
+        optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0, weight_decay=0.01)
+        reports = []
+        for i in range(25):
+            optimizer.step(make_closure(model, optimizer, data[i % 4]))
+            reports.append(optimizer.report)
+        results.append((vector(model.parameters()).cpu(), reports))
+    (cpu, reports), (cuda, others) = results
+    torch.testing.assert_close(cpu, cuda, rtol=1e-6, atol=1e-8)
+    assert [r.decision for r in reports] == [r.decision for r in others]
+    assert [r.evaluations for r in reports] == [r.evaluations for r in others]
+
+
+def waits(step) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@all_modes
+def test_one_wait_a_step(mode) -> None:
+    model = cuda_net(torch.float32)
+    x, y = (t.cuda() for t in batches(1, torch.float32)[0])
+    optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0)
+    closure = make_closure(model, optimizer, (x, y))
+    for _ in range(3):
+        optimizer.step(closure)
+    assert waits(lambda: optimizer.step(closure)) == 1
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"] or mode["asam"]])
+def test_a_gradient_that_becomes_zero(mode) -> None:
+    """Noticed at the end of a step only: the step is taken anew, and the numbers are the CPU's."""
+    results = []
+    for device in ("cpu", "cuda"):
+        model = net().to(device)
+        x, y = (t.to(device) for t in batches(1)[0])
+        optimizer = Acme(model, start(mode), **mode)
+        evaluations = 0
+
+        def closure(model=model, optimizer=optimizer, x=x, y=y):
+            nonlocal evaluations
+            evaluations += 1
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            if 5 <= step < 8:  # noqa: B023
+                model[0].weight.grad.zero_()
+            return loss
+
+        for step in range(10):
+            before = model[0].weight.detach().clone()
+            optimizer.step(closure)
+            assert torch.equal(before, model[0].weight) == (5 <= step < 8)
+        results.append((vector(model.parameters()).cpu(), [b.cpu() for b in model.buffers()], evaluations))
+    (cpu, cpu_buffers, evaluated), (cuda, cuda_buffers, again) = results
+    torch.testing.assert_close(cpu, cuda, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(cpu_buffers, cuda_buffers, rtol=1e-6, atol=1e-8)
+    assert again - evaluated == 1 + mode["acme"] + mode["asam"]  # once, at the first of them
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"] or mode["asam"]])
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_non_finite(mode, evaluation) -> None:
+    model = cuda_net()
+    x, y = (t.cuda() for t in batches(1)[0])
+    optimizer = Acme(model, start(mode), **mode)
+
+    def spoil(call, loss):
+        if call == evaluation + 1:
+            model[0].weight.grad.fill_(torch.nan)
+        return loss
+
+    for _ in range(3):
+        optimizer.step(make_closure(model, optimizer, (x, y)))
+    before = vector(model.parameters()).clone(), [b.clone() for b in model.buffers()]
+    averages = [s["exp_avg"].clone() for s in optimizer.state.values()]
+    closure = make_closure(model, optimizer, (x, y), spoil)
+    if evaluation == 1 and not mode["asam"]:
+        optimizer.step(closure)
+        assert optimizer.report.decision == -1
+        assert torch.equal(before[0], vector(model.parameters()))
+    else:
+        with pytest.raises(FloatingPointError, match="start" if evaluation == 0 else "ASAM"):
+            optimizer.step(closure)
+        assert torch.equal(before[0], vector(model.parameters()))
+        assert all(map(torch.equal, before[1], model.buffers()))
+        assert all(map(torch.equal, averages, (s["exp_avg"] for s in optimizer.state.values())))
+
+
+@pytest.mark.parametrize(
+    "mode", [{"acme": True}, {"acme": True, "adam": True, "asam": True, "nesterov": True}]
+)
+def test_float16_with_a_scaler(mode) -> None:
+    model = cuda_net(torch.float32)
+    x, y = (t.cuda() for t in batches(1, torch.float32)[0])
+    optimizer, scaler = Acme(model, start(mode), **mode), torch.amp.GradScaler("cuda")
+
+    def closure():
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.float16):
+            loss = nn.functional.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        return loss
+
+    losses = []
+    for _ in range(30):
+        losses.append(float(optimizer.step(closure, scaler=scaler)))
+        scaler.update()
+    assert losses[-1] < losses[0]
