@@ -766,6 +766,7 @@ class Acme(Optimizer):
         trial.factor = trial.limit * trial.clip
         if not reading.later:
             trial.limit, trial.factor = float(trial.limit), float(trial.factor)
+            trial.known_factor = trial.factor
 
     def _ascend(self, trial: _Trial) -> None:
         """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
@@ -848,7 +849,7 @@ class Acme(Optimizer):
             if (
                 slope is None
             ):  # by how the averages are updated, d = (β1·m + (1 - β1)·g')/D, and D is still the same
-                slope = group["betas"][0] * pg + (1 - group["betas"][0]) * float(trial.factor) * gg
+                slope = group["betas"][0] * pg + (1 - group["betas"][0]) * trial.known_factor * gg
             p0 += relative(group) * slope
             p1 += relative(group) * slope1
 
@@ -894,6 +895,11 @@ class Acme(Optimizer):
             self._read_finite(trial, reading, where)
         self._check_ranks(start)
         trial.l0 = float(start.loss)
+        # Anew, from the same sums: the numbers on the device would have to be waited for. `factor` stays there,
+        # so that all updates take the very same.
+        clip = _clip(trial.first.totals, self.param_groups[0]["max_grad_norm"])
+        trial.limit = float(_limit(trial.plan, trial.first.totals, clip))
+        trial.known_factor = trial.limit * float(clip)
         zeros = trial.plan.zeros(start, [])
         if zeros:
             self._zeros = zeros
@@ -1574,6 +1580,7 @@ class _Trial:
         self.clip: float | Tensor = 1.0  # what clips the gradient of the first update
         self.limit: float | Tensor = 1.0  # min(k, 1) of the first update
         self.factor: float | Tensor = 1.0  # both
+        self.known_factor = 1.0  # the same, on the host
         self.slopes: list[Tensor] = []  # Σ d·g0 of each bucket, where it takes a pass of its own
         self.ahead_of_device = False  # put off all reading to one wait at the end
         self.pending: list[tuple[Tensor, list[int]]] = []  # what was put off

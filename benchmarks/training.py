@@ -36,7 +36,7 @@ OPTIMIZERS: dict[str, dict[str, bool]] = {
     "ACME": {"acme": True},
     "all four": {"acme": True, "adam": True, "asam": True, "nesterov": True},
 }
-IMAGES = {"10-1": 4000, "16-4": 800, "16-8": 20_000}
+IMAGES = {"10-1": 4000, "16-4": 800, "16-8": 4000}
 EPOCH = 50_000
 
 
@@ -48,9 +48,8 @@ def sync(device: torch.device) -> None:
 class Epochs:
     """Epochs of the experiment, and (a) their limit."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, images: data.CifarData, device: torch.device) -> None:
         self.config, self.device = config, device
-        images = data.load(config, device)
         self.experiment = train.Experiment(config, images, device, Acme)
         self.evaluations = 1 + config.acme + config.asam
         self.number = 0
@@ -184,6 +183,7 @@ def measure(
         dataset="synthetic", train_images=images or IMAGES[model], depth=depth, width_alpha=width, epochs=10 * turns,
         device=device.type, lr=0.01,
     )  # fmt: skip
+    loaded = data.load(base, device)
     usual = Usual(base) if device.type == "cpu" else None
     rows: list[dict[str, Any]] = []
     plain: dict[str, float] = {}
@@ -194,7 +194,7 @@ def measure(
     for precision, compiled in ways:
         torch.compiler.reset()
         for name, switches in OPTIMIZERS.items():
-            epochs = Epochs(replace(base, precision=precision, compile=compiled, **switches), device)
+            epochs = Epochs(replace(base, precision=precision, compile=compiled, **switches), loaded, device)
             before = graphs()
             first = epochs.epoch()
             after = graphs()
