@@ -9,7 +9,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PRESET STUDY RESULTS FIGURES DATA_DIR
 
-.PHONY: help reproduce data smoke sweeps tables figures test lint clean
+.PHONY: help reproduce data smoke tables figures bench test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+: .*## |^[a-z]+:  ## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,11 @@ $(VENV)/ready-tests: $(VENV)/ready
 	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,dev,integrations]'
 	touch $@
 
+# What only the benchmarks need: the peers.
+$(VENV)/ready-bench: $(VENV)/ready
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,benchmarks]'
+	touch $@
+
 reproduce: $(VENV)/ready  ## environment, data, both sweeps, tables, figures, summary (PRESET)
 	@PYTHON=$(PYTHON) scripts/reproduce.sh
 
@@ -40,6 +45,10 @@ tables: $(VENV)/ready  ## rebuild the tables of PRESET (or STUDY) from its CSVs
 
 figures: $(VENV)/ready  ## rebuild the figures of PRESET (or STUDY) from its CSVs
 	@PYTHON=$(PYTHON) scripts/rebuild.sh figures
+
+bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into results/benchmarks/
+	$(PYTHON) -W ignore::UserWarning benchmarks/step_cost.py
+	$(PYTHON) benchmarks/training.py
 
 test: $(VENV)/ready-tests  ## all tests, the smoke preset included
 	$(PYTHON) -m pytest

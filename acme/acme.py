@@ -51,7 +51,7 @@ FINAL_ANNEALING = 0.01  # the annealing factor once `total_steps` steps are done
 # to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part,
 # elsewhere so many that the start of an operation does not count.
 CPU_THREAD_ELEMENTS = 1 << 15
-DEVICE_ELEMENTS = 1 << 22
+DEVICE_ELEMENTS = 1 << 24
 
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")

@@ -117,9 +117,7 @@ def test_non_finite(mode, evaluation) -> None:
         assert all(map(torch.equal, averages, (s["exp_avg"] for s in optimizer.state.values())))
 
 
-@pytest.mark.parametrize(
-    "mode", [{"acme": True}, {"acme": True, "adam": True, "asam": True, "nesterov": True}]
-)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"]])
 def test_float16_with_a_scaler(mode) -> None:
     model = cuda_net(torch.float32)
     x, y = (t.cuda() for t in batches(1, torch.float32)[0])
