@@ -445,6 +445,9 @@ class Acme(Optimizer):
         After any exception, from here or from the closure, weights, averages, step sizes, the model's buffers
         and the random generators are as before the step.
 
+        On a GPU the step waits for the device once, at its end. If that tells of a gradient that is zero
+        everywhere and was not in the step before, the step is taken anew: another evaluation each.
+
         Without a closure, where every `lr` and every gradient is zero, as `torch.distributed.checkpoint` calls
         it: only creates the state of parameters with a gradient.
         """
@@ -589,8 +592,10 @@ class Acme(Optimizer):
                 "here on. Pass the length of the training as total_steps, or None for no annealing."
             )
         value = trial.arrive(loss)
+        # Equal groups are one here, so that dividing the parameters among them changes no sum.
+        equal: dict[Any, dict[str, Any]] = {}
         found = [
-            (group, name, param)
+            (equal.setdefault(_settings(group), group), name, param)
             for group in self.param_groups
             for name, param in zip(group.get("param_names", repeat("")), group["params"], strict=False)
             if param.grad is not None or (trial.ranks is not None and param.requires_grad)
@@ -610,6 +615,7 @@ class Acme(Optimizer):
         zeros = self._zeros.intersection(param for _, _, param in found)
         while True:
             plan = trial.plan = self._planned(trial, found, zeros)
+            trial.buckets = plan.buckets
             still = [param for _, _, param in found if param in zeros]
             measure = _Bucket.ascent if options["asam"] else _Bucket.moments
             reading = trial.read(value, [measure(bucket) for bucket in plan.buckets], still)
@@ -846,9 +852,8 @@ class Acme(Optimizer):
             trial.first.totals.tolist(),
             strict=False,
         ):
-            if (
-                slope is None
-            ):  # by how the averages are updated, d = (β1·m + (1 - β1)·g')/D, and D is still the same
+            # Unless measured, by how the averages are updated: d = (β1·m + (1 - β1)·g')/D, with D as in the sums.
+            if slope is None:
                 slope = group["betas"][0] * pg + (1 - group["betas"][0]) * trial.known_factor * gg
             p0 += relative(group) * slope
             p1 += relative(group) * slope1
@@ -1037,9 +1042,8 @@ class _Reading:
     """The sums of one evaluation over all ranks; on the host, or still on the device (`later`)."""
 
     loss: Tensor  #: float64, 0-dimensional
-    totals: (
-        Tensor  #: float64 [kinds of parameters, 4]: see `_Bucket.moments` (`_Bucket.ascent` at ASAM's start)
-    )
+    #: float64 [kinds of parameters, 4]: see `_Bucket.moments` (`_Bucket.ascent` at ASAM's start)
+    totals: Tensor
     largest: Tensor  #: for each parameter, positive if its gradient is not zero everywhere
     squares: Tensor  #: of the gradients of parameters that took no part in the last step
     slopes: Tensor  #: Σ d·g0 by kind of parameters, where it was asked for
@@ -1570,7 +1574,8 @@ class _Trial:
         self.before = _Surroundings(self.model, self.devices)
         self.after: _Surroundings | None = None
         self.evaluations = 0
-        self.plan = _Plan([], {}, self)
+        self.plan: _Plan
+        self.buckets: list[_Bucket] = []  # the plan's
         self.fresh: list[tuple[Tensor, str]] = []  # state entries that began in this step
         self.nothing = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         self.latest: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient's elements
@@ -1588,10 +1593,6 @@ class _Trial:
         self.idle = False  # nothing to do, or skipped
         self.skipped = False  # for an overflow of scaled gradients
         self.ahead = False  # at the look-ahead point
-
-    @property
-    def buckets(self) -> list[_Bucket]:
-        return self.plan.buckets
 
     def arrive(self, value: Tensor | float) -> Tensor:
         """After an evaluation: its loss as a float64 scalar, without scale; surroundings as they should be."""
@@ -1880,6 +1881,13 @@ def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     group.setdefault("reference_lr", float(group.get("initial_lr", group["lr"])))
     group.setdefault("t", first.get("t", 1))
     group.setdefault("annealing_step", first.get("annealing_step", 0))
+
+
+def _settings(group: dict[str, Any]) -> tuple[Any, ...]:
+    """All that a step takes from a group beside its parameters; a learning rate in a tensor equals itself only."""
+    lr = group["lr"]
+    mine = (*_GROUP_OPTIONS[1:], "step_size", "reference_lr", "t", "annealing_step")
+    return (id(lr) if isinstance(lr, Tensor) else float(lr), *(group[name] for name in mine))
 
 
 def _number(options: dict[str, Any], name: str, upper: float = math.inf) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
@@ -18,7 +19,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from icassp25.train import device_name
+from icassp25.runlog import write_whole  # noqa: E402
+from icassp25.train import device_name  # noqa: E402
 
 RESULTS = ROOT / "results" / "benchmarks"
 PACKAGES = ("torch", "torchvision", "prodigyopt", "pytorch-optimizer")
@@ -49,16 +51,13 @@ def save(name: str, rows: Sequence[Row], device: torch.device, seconds: float, *
         **more,
     }
     path = folder / f"{name}.csv"
-    temporary = path.with_suffix(".csv.tmp")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    temporary.replace(path)
-    sidecar = path.with_suffix(".json.tmp")
-    sidecar.write_text(json.dumps(about, indent=2) + "\n")
-    sidecar.replace(path.with_suffix(".json"))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    write_whole(path, table.getvalue())
+    write_whole(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
     return path
 
 

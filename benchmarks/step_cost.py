@@ -20,13 +20,13 @@ import argparse
 import gc
 import statistics
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from common import save, show
+from device import waits
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -197,22 +197,14 @@ def memory(
 def waits_and_kernels(step: Callable[[], Any], before: Callable[[], None]) -> tuple[int, int]:
     """How often a step waits for the CUDA device, and how many kernels it starts."""
     before()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+    waited = waits(step)
     before()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
     kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
-    return waits, kernels
+    return waited, kernels
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -1,13 +1,12 @@
 """What only a CUDA device can show: the same numbers as on the CPU, and one wait for the device a step."""
 
-import warnings
-
 import pytest
 import torch
 from common import MODES, all_modes, batches, make_closure, net, start, vector
 from torch import nn
 
 from acme import Acme
+from benchmarks.device import waits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -32,18 +31,6 @@ def test_same_as_on_the_cpu(mode) -> None:
     torch.testing.assert_close(cpu, cuda, rtol=1e-6, atol=1e-8)
     assert [r.decision for r in reports] == [r.decision for r in others]
     assert [r.evaluations for r in reports] == [r.evaluations for r in others]
-
-
-def waits(step) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
 @all_modes
