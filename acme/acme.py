@@ -13,6 +13,7 @@ ASAM: Kwon, Kim, Park and Choi, ICML 2021.
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import warnings
@@ -106,6 +107,7 @@ _NO_NAMES = (
 
 
 _Loss = TypeVar("_Loss", Tensor, float)
+_Result = TypeVar("_Result")
 
 
 class Decision(IntEnum):
@@ -269,6 +271,9 @@ class Acme(Optimizer):
             the same decision. None finds them: those of a DistributedDataParallel `model` or of the parameters'
             device mesh, else all ranks, where torch.distributed is in use. For independent trainings pass a
             group of one rank (``torch.distributed.new_subgroups(group_size=1)[0]``).
+        compile: compile the arithmetic between the evaluations with `torch.compile`, which then goes over the
+            memory as seldom as it can. Takes some seconds in the first two steps, and on the CPU a C++ compiler;
+            pays for millions of parameters. Results differ by rounding. Not saved with the state.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.
@@ -308,7 +313,10 @@ class Acme(Optimizer):
         total_steps: int | None = 50_000,
         max_grad_norm: float | None = None,
         process_group: dist.ProcessGroup | None = None,
+        compile: bool = False,
     ) -> None:
+        if not isinstance(compile, bool):
+            raise TypeError(f"Invalid compile: {compile!r} (expected True or False)")
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -328,6 +336,7 @@ class Acme(Optimizer):
         defaults = _checked(defaults)
         self._model = model if isinstance(model, nn.Module) else None
         self._process_group = process_group
+        self._compile = compile
         self._report: Report | None = None
         self._begin()
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
@@ -617,8 +626,8 @@ class Acme(Optimizer):
             plan = trial.plan = self._planned(trial, found, zeros)
             trial.buckets = plan.buckets
             still = [param for _, _, param in found if param in zeros]
-            measure = _Bucket.ascent if options["asam"] else _Bucket.moments
-            reading = trial.read(value, [measure(bucket) for bucket in plan.buckets], still)
+            sums = [bucket.ascent() for bucket in plan.buckets] if options["asam"] else self._moments(trial)
+            reading = trial.read(value, sums, still)
             if reading.later:
                 break
             if not self._read_finite(trial, reading, "at the start"):
@@ -627,12 +636,34 @@ class Acme(Optimizer):
             now_zero = plan.zeros(reading, still)
             if now_zero == zeros:
                 break
+            trial.restore_weights()
             zeros = now_zero
         self._zeros = zeros
         trial.idle = not plan.buckets
         self._check_ranks(reading)
         trial.start = reading
         trial.clip = _clip(reading.totals, options["max_grad_norm"])
+
+    def _moments(self, trial: _Trial) -> list[list[Tensor]]:
+        """The sums of the first update; compiled, in the same pass as the look-ahead.
+
+        That takes the limit as 1, as it nearly always is; otherwise `_look` goes there anew.
+        """
+        options = self.param_groups[0]
+        trial.looked = (
+            trial.compile
+            and options["t"] > 1  # for once each pass alone, so that all are compiled then
+            and options["acme"]
+            and options["max_grad_norm"] is None
+            and not trial.ahead_of_device
+        )
+        if not trial.looked:
+            return [bucket.moments() for bucket in trial.buckets]
+        return [
+            bucket.moments_and_look(bucket.group["step_size"])
+            for bucket in trial.buckets
+            if isinstance(bucket, _CompiledBucket)
+        ]
 
     def _fresh(self, found: list[tuple[dict[str, Any], str, Tensor]]) -> list[tuple[dict[str, Any], Tensor]]:
         """The parameters whose averages begin in this step, or perhaps do."""
@@ -755,7 +786,7 @@ class Acme(Optimizer):
             value = trial.arrive(loss)
             if trial.idle:
                 return
-            reading = trial.read(value, [bucket.moments() for bucket in trial.buckets])
+            reading = trial.read(value, self._moments(trial))
             if not reading.later:
                 self._catch_up(trial)
                 if not self._read_finite(trial, reading, "at ASAM's point"):
@@ -779,21 +810,13 @@ class Acme(Optimizer):
         assert trial.start is not None
         norm = trial.start.totals[:, 0].sum().sqrt()
         for bucket in trial.buckets:
-            bucket.save_weights()
-            if bucket.group["acme"]:
-                bucket.g0 = bucket.keep("start", bucket.gradient())
             size = bucket.group["rho"] / (norm + ASAM_FLOOR)
-            scaled, scales = bucket.scaled_ascent()
-            ascent = scaled if scales is None else scaled.mul_(scales)
-            bucket.place(ascent, -size if trial.start.later else -float(size))
+            bucket.climb(size if trial.start.later else float(size))
 
     def _leap(self, trial: _Trial) -> None:
         """Update the averages and move by `lr` (`acme` off)."""
         for bucket in trial.buckets:
-            gradient = bucket.gradient()
-            m, v = bucket.updated(*bucket.averages(), gradient, trial.factor, commit=True)
-            bucket.move(m, v, float(bucket.group["lr"]), gradient, trial.clip)
-            bucket.keep_averages(m, v)
+            bucket.leap(float(bucket.group["lr"]), trial.factor, trial.clip)
         for group in self.param_groups:
             group["step_size"] = float(group["lr"])
         alpha = trial.buckets[0].group["step_size"]
@@ -808,23 +831,11 @@ class Acme(Optimizer):
         update takes is kept until then, since the evaluation overwrites the gradient: the new average where that
         is all, else the gradient.
         """
-        options = self.param_groups[0]
+        looked = trial.looked and trial.known_factor == 1
         for bucket in trial.buckets:
-            bucket.save_weights()
-            gradient = bucket.gradient()
-            m, v = bucket.updated(*bucket.averages(), gradient, trial.factor)
-            direction, scale = bucket.direction(m, v)
-            if options["adam"] or options["asam"]:
-                trial.slopes.append(
-                    bucket.dot(direction, gradient if bucket.g0 is None else bucket.g0) * scale
-                )
-            if options["adam"] or options["nesterov"]:
-                bucket.kept = bucket.keep("gradient", bucket.raw_gradient())
-                if not options["nesterov"]:
-                    bucket.g0 = None
-            else:
-                bucket.pending, bucket.g0 = bucket.keep("average", m, scratch=True), None
-            bucket.place(direction, bucket.group["step_size"] * scale)
+            slope = bucket.slope if looked else bucket.look(bucket.group["step_size"], trial.factor)
+            if slope is not None:
+                trial.slopes.append(slope)
         trial.ahead = True
 
     def _leap_by_two(self, trial: _Trial, loss: Tensor) -> None:
@@ -838,7 +849,18 @@ class Acme(Optimizer):
             """A group's step size in units of the first's: exactly 1 for equal groups."""
             return group["step_size"] / alpha if alpha > 0 else 1.0
 
-        sums = [bucket.moments(*bucket.averages_ahead(trial.factor)) for bucket in buckets]
+        gains = [_damping(bucket.group) * relative(bucket.group) for bucket in buckets]
+        # Compiled, with the leap in the same pass where that can be taken back from what is kept: for a better
+        # look-ahead and a limit of 1, as both nearly always are. Not where waiting for other ranks may fail.
+        leapt = trial.looked and trial.ranks is None and not (options["adam"] or options["nesterov"])
+        if leapt:
+            sums = [
+                bucket.moments_and_leap(alpha * gain)
+                for bucket, gain in zip(buckets, gains, strict=True)
+                if isinstance(bucket, _CompiledBucket)
+            ]
+        else:
+            sums = [bucket.moments_ahead(trial.factor) for bucket in buckets]
         reading = trial.read(loss, sums, slopes=trial.slopes)
         self._catch_up(trial)
         start = trial.start
@@ -861,8 +883,7 @@ class Acme(Optimizer):
         if not (math.isfinite(l1) and math.isfinite(p0) and reading.finite(max_norm is not None)):
             trial.restore_weights()
             for bucket in buckets:
-                m, v = bucket.averages_ahead(trial.factor, commit=True)
-                bucket.keep_averages(m.mul_(1 - bucket.beta1), v)
+                bucket.give_up(trial.factor)
             for group in self.param_groups:
                 group["step_size"] *= beta1
             self._report = Report(l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, limit, trial.evaluations)
@@ -872,22 +893,15 @@ class Acme(Optimizer):
         worse = l1 > l0
         clip1 = float(_clip(reading.totals, max_norm))
         factor1 = clip1 * float(_limit(trial.plan, reading.totals, clip1))
-        applied = [_damping(bucket.group) * (step if worse else alpha) for bucket in buckets]
-        for bucket, size in zip(buckets, applied, strict=True):
-            m, v = bucket.averages_ahead(trial.factor, commit=True)
-            gradient, nesterov, clip = bucket.gradient(), None, clip1
-            if options["nesterov"]:
-                nesterov = gradient
-                if worse:
-                    nesterov, clip = bucket.start_gradient(), float(_clip(start.totals, max_norm))
-            bucket.move(m, v, size * relative(bucket.group), nesterov, clip)
-            if l1 < l0:
-                m, v = bucket.updated(m, v, gradient, factor1, commit=True)
-            bucket.keep_averages(m, v)
-        applied_first = next(a for a, b in zip(applied, buckets, strict=True) if b.group is reference)
+        clip = float(_clip(start.totals, max_norm)) if worse else clip1
+        length = step if worse else alpha
+        if not (leapt and l1 < l0 and factor1 == 1):
+            for bucket, gain in zip(buckets, gains, strict=True):
+                bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if l1 < l0 else None)
+        applied = _damping(reference) * length
         for group, ratio in [(group, relative(group)) for group in self.param_groups]:
             group["step_size"] = beta1 * group["step_size"] + (1 - beta1) * target * ratio
-        self._report = Report(l0, l1, p0, p1, decision, alpha, applied_first, limit, trial.evaluations)
+        self._report = Report(l0, l1, p0, p1, decision, alpha, applied, limit, trial.evaluations)
         self._watch_for_clipping(float(start.totals[:, 3].sum().sqrt()), self._report)
 
     def _catch_up(self, trial: _Trial) -> None:
@@ -1004,7 +1018,7 @@ class Acme(Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: vars(self)[name] for name in ("_model", "_process_group", "_report")}
+        own = {name: vars(self)[name] for name in ("_model", "_process_group", "_compile", "_report")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -1082,7 +1096,7 @@ class _Plan:
                 share for e, share in zip(entries, shares, strict=True) if e[0] is group
             ):
                 members = [i for i, e in enumerate(entries) if e[0] is group and shares[i] == share]
-                self.kinds.append((group, share, self._divide(group, members)))
+                self.kinds.append((group, share, self._divide(group, members, trial.compile)))
         self.buckets = [bucket for *_, buckets in self.kinds for bucket in buckets]
         rows = [i for i, bucket in enumerate(self.buckets) if bucket.span is not None]
         self.span_rows = torch.tensor(rows, dtype=torch.int64, device=trial.device)
@@ -1091,7 +1105,8 @@ class _Plan:
         for bucket in self.buckets:
             bucket.scratch = scratch
 
-    def _divide(self, group: dict[str, Any], members: list[int]) -> list[_Bucket]:
+    def _divide(self, group: dict[str, Any], members: list[int], compile: bool) -> list[_Bucket]:
+        make = _CompiledBucket if compile else _Bucket
         packs: dict[Any, tuple[list[int], int]] = {}
         closed: list[tuple[list[int], bool, bool]] = []
         spans: list[_Bucket] = []
@@ -1106,9 +1121,10 @@ class _Plan:
                 torch.empty_like(param, device="meta").stride() == param.stride()
             )
             if dense and size >= most // 2:
-                starts = range(0, size, most)
+                length = size if compile else most  # compiled, there are no temporaries to bound
+                starts = range(0, size, length)
                 spans += [
-                    _Bucket(group, [owner], [state], weight, (k, min(k + most, size)), True) for k in starts
+                    make(group, [owner], [state], weight, (k, min(k + length, size)), True) for k in starts
                 ]
                 self.spanned += [i] * len(starts)
             elif size:
@@ -1123,7 +1139,7 @@ class _Plan:
         buckets = []
         for pack, weight, ordered in closed:
             owners, states = [self.entries[i][2] for i in pack], [self.states[i] for i in pack]
-            buckets.append(_Bucket(group, owners, states, weight, None, ordered))
+            buckets.append(make(group, owners, states, weight, None, ordered))
             self.packed += pack
         return buckets + spans
 
@@ -1200,14 +1216,12 @@ class _Bucket:
     def begin(self, trial: _Trial) -> None:
         """Before a step."""
         self.trial = trial
-        self.beta1, self.beta2 = self.group["betas"]
-        corrected = self.group["bias_correction"]
-        self.correction1 = 1 - self.beta1 ** self.group["t"] if corrected else 1.0
-        self.correction2 = 1 - self.beta2 ** self.group["t"] if corrected else 1.0
         self.params = self._locals(self.owners)
         self.m = self._locals([state["exp_avg"] for state in self.states])
         self.v = self._locals([state["exp_avg_sq"] for state in self.states]) if self.group["adam"] else []
         self.dtype = self.m[0].dtype
+        self.beta1, _ = self.group["betas"]
+        self.factors = _factors(self.group, self.dtype)
         self.length = (
             sum(p.numel() for p in self.params) if self.span is None else self.span[1] - self.span[0]
         )
@@ -1217,6 +1231,7 @@ class _Bucket:
         self.g0: Tensor | None = None  # the gradient at the start, where it is not that of the first update
         self.kept: Tensor | None = None  # the gradient of the first update, kept over the look-ahead ...
         self.pending: Tensor | None = None  # ... or the average that it makes
+        self.slope: Tensor | None = None  # Σ d·g0 of a look-ahead that was taken with the sums
 
     def end(self) -> None:
         """After a step: nothing is kept of it."""
@@ -1309,27 +1324,13 @@ class _Bucket:
         """m and, with `adam`, v: of a span the very elements, of a pack copies."""
         return self.read(self.m), self.read(self.v) if self.v else None
 
-    def updated(
-        self, m: Tensor, v: Tensor | None, gradient: Tensor, factor: float | Tensor, commit: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """β1·m + (1 - β1)·g' and, with `adam`, β2·v + (1 - β2)·g'²; g' is `factor`·gradient.
-
-        `commit`: in place. Otherwise where the next call puts it, too.
-        """
-        if isinstance(factor, Tensor) or factor != 1:
-            gradient = torch.mul(gradient, factor, out=self.room("g"))
-        m = torch.lerp(m, gradient, 1 - self.beta1, out=m if commit else self.room("m"))
-        if v is not None:
-            v = torch.mul(v, self.beta2, out=v if commit else self.room("v"))
-            v.addcmul_(gradient, gradient, value=1 - self.beta2)
-        return m, v
-
     def averages_ahead(self, factor: float | Tensor, commit: bool = False) -> tuple[Tensor, Tensor | None]:
         """The averages after the first update; `commit`: in place, where they are free to be changed further."""
         if self.pending is not None:
             return self.pending, None
         assert self.kept is not None
-        return self.updated(*self.averages(), self.of_state(self.kept), factor, commit)
+        m, v = self.averages()
+        return _updated(self.factors, m, v, self.of_state(self.kept), factor, self.room, commit)
 
     def keep_averages(self, m: Tensor, v: Tensor | None) -> None:
         self.write(self.m, m)
@@ -1338,61 +1339,34 @@ class _Bucket:
 
     # Arithmetic -----------------------------------------------------------------------------------------
 
-    def room(self, use: str) -> Tensor:
-        """Uninitialised memory of this bucket's length, in the averages' precision."""
-        return self.scratch.get(use, self.length, self.dtype, self.m[0].device)
+    def room(self, use: str, wide: bool = False) -> Tensor:
+        """Uninitialised memory of this bucket's length, in the averages' precision or (`wide`) that of sums."""
+        device = self.m[0].device
+        return self.scratch.get(use, self.length, _sum_dtype(device) if wide else self.dtype, device)
 
-    def wide(self, tensor: Tensor, use: str = "wide") -> Tensor:
-        """In the precision of sums."""
-        dtype = _sum_dtype(tensor.device)
-        if tensor.dtype == dtype:
-            return tensor
-        return self.scratch.get(use, self.length, dtype, tensor.device).copy_(tensor)
-
-    def dot(self, left: Tensor, right: Tensor) -> Tensor:
-        """Σ left·right: float64, 0-dimensional."""
-        wide = self.wide(left)
-        return torch.dot(wide, wide if right is left else self.wide(right, "wide too"))
-
-    def denominator(self, v: Tensor) -> Tensor:
-        """D = (sqrt(v / bc2) + ε)·bc1 (`adam`), in `room("D")`."""
-        epsilon = max(self.group["epsilon"] * self.correction1, torch.finfo(v.dtype).tiny)
-        scale = self.correction1 / math.sqrt(self.correction2)
-        result = torch.sqrt(v, out=self.room("D"))
-        return (result if scale == 1 else result.mul_(scale)).add_(epsilon)
-
-    def direction(self, m: Tensor, v: Tensor | None) -> tuple[Tensor, float]:
-        """d = m / D as a tensor and a factor."""
-        if v is None:
-            return m, 1 / self.correction1
-        divisor = self.denominator(v)
-        return torch.div(m, divisor, out=divisor), 1.0
-
-    def moments(self, m: Tensor | None = None, v: Tensor | None = None) -> list[Tensor]:
+    def moments(self) -> list[Tensor]:
         """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g of the gradient as it is now: float64, 0-dimensional.
 
         With `adam` the last is taken where it is used: for clipping, and roughly to watch for clipping.
         """
         g = self.gradient()
-        if m is None:
-            m, v = self.averages()
-            self._note_largest(g)
-        if v is None:
-            wide_m, wide_g = self.wide(m), self.wide(g, "wide too")
-            square = torch.dot(wide_g, wide_g)
-            sums = [torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), square]
-            if self.correction1 != 1:
-                sums = [total / self.correction1 for total in sums]
-            return [*sums, square]
-        square = self.trial.nothing
-        if self.group["max_grad_norm"] is not None:
-            square = self.dot(g, g)
-        elif self.group["acme"] and self.trial.start is None:
-            square = torch.dot(g, g).to(square.dtype)
-        root = self.denominator(v).rsqrt_()
-        wide_m = self.wide(torch.mul(m, root, out=self.room("scaled")))
-        wide_g = self.wide(torch.mul(g, root, out=root), "wide too")
-        return [torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), torch.dot(wide_g, wide_g), square]
+        self._note_largest(g)
+        return self._moments(*self.averages(), g)
+
+    def moments_ahead(self, factor: float | Tensor) -> list[Tensor]:
+        """The same with the averages after the first update."""
+        return self._moments(*self.averages_ahead(factor), self.gradient())
+
+    def _moments(self, m: Tensor, v: Tensor | None, g: Tensor) -> list[Tensor]:
+        sums, square = _moments(self.factors, m, v, g, self.room)
+        if square is None:
+            if self.group["max_grad_norm"] is not None:
+                square = _dot(g, g, self.room)
+            elif self.group["acme"] and self.trial.start is None:
+                square = torch.dot(g, g).to(sums[0].dtype)
+            else:
+                square = self.trial.nothing
+        return [*sums, square]
 
     def _note_largest(self, g: Tensor) -> None:
         """Of a pack: each parameter's largest magnitude in the gradient, from which `_Plan.zeros` tells."""
@@ -1408,30 +1382,86 @@ class _Bucket:
         self.largest = largest.to(_sum_dtype(g.device))
 
     def scaled_ascent(self) -> tuple[Tensor, Tensor | None]:
-        """T·s and T: s is the gradient, divided by D with `adam`; T = |w| + η for a weight, else None for 1."""
-        s = self.gradient()
-        if self.v:
-            divisor = self.denominator(self.read(self.v))
-            s = torch.div(s, divisor, out=divisor)
-        else:
-            s = torch.div(s, self.correction1, out=self.room("D"))
-        if not self.weight:
-            return s, None
-        there = self.read(self.params)
-        scales = (
-            torch.abs(there, out=self.room("T")) if there.dtype == self.dtype else self.of_state(there.abs())
-        )
-        if self.group["eta"]:
-            scales.add_(self.group["eta"])
-        return s.mul_(scales), scales
+        there = self.of_state(self.read(self.params)) if self.weight else None
+        v = self.read(self.v) if self.v else None
+        return _scaled_ascent(self.factors, v, self.gradient(), there, self.room)
 
     def ascent(self) -> list[Tensor]:
         """‖T·s‖², nothing, and Σ g·g twice: what the start of an ASAM step needs, in the places of `moments`."""
         g = self.gradient()
         self._note_largest(g)
         scaled, _ = self.scaled_ascent()
-        square = self.dot(g, g)
-        return [self.dot(scaled, scaled), self.trial.nothing, square, square]
+        square = _dot(g, g, self.room)
+        return [_dot(scaled, scaled, self.room), self.trial.nothing, square, square]
+
+    # The parts of a step --------------------------------------------------------------------------------
+
+    def climb(self, size: float | Tensor) -> None:
+        """Move to ASAM's point, `size`·T²·s uphill, from where the step starts."""
+        self.save_weights()
+        if self.group["acme"]:
+            self.g0 = self.keep("start", self.gradient())
+        scaled, scales = self.scaled_ascent()
+        self.place(scaled if scales is None else scaled.mul_(scales), -size)
+
+    def leap(self, size: float, factor: float | Tensor, clip: float | Tensor) -> None:
+        """Update the averages and move by `size` (`acme` off)."""
+        gradient = self.gradient()
+        m, v = _updated(self.factors, *self.averages(), gradient, factor, self.room, commit=True)
+        self.move(m, v, size, gradient if self.group["nesterov"] else None, clip)
+        self.keep_averages(m, v)
+
+    def look(self, size: float, factor: float | Tensor) -> Tensor | None:
+        """Move `size` ahead along the direction of the averages as they will be; Σ d·g0, where it takes a pass.
+
+        What the update of the averages takes is kept: the new average where that is all, else the gradient.
+        """
+        adam, asam, nesterov = (self.group[name] for name in ("adam", "asam", "nesterov"))
+        slope = None
+        self.save_weights()
+        gradient = self.gradient()
+        m, v = _updated(self.factors, *self.averages(), gradient, factor, self.room)
+        direction, scale = _direction(self.factors, m, v, self.room)
+        if adam or asam:
+            slope = _dot(direction, gradient if self.g0 is None else self.g0, self.room) * scale
+        if adam or nesterov:
+            self.kept = self.keep("gradient", self.raw_gradient())
+            if not nesterov:
+                self.g0 = None
+        else:
+            self.pending, self.g0 = self.keep("average", m, scratch=True), None
+        self.place(direction, size * scale)
+        return slope
+
+    def leap_by_two(
+        self,
+        size: float,
+        factor: float | Tensor,
+        worse: bool,
+        clip: float,
+        factor1: float | None,
+    ) -> None:
+        """Update the averages with the first gradient, move by `size`, update them with the second (`acme`).
+
+        Args:
+            worse: the look-ahead was worse than the start, whose gradient Nesterov's term then takes.
+            clip: what clips that gradient.
+            factor1: the second gradient's; None leaves that update out.
+        """
+        m, v = self.averages_ahead(factor, commit=True)
+        gradient = self.gradient()
+        nesterov = None
+        if self.group["nesterov"]:
+            nesterov = self.start_gradient() if worse else gradient
+        self.move(m, v, size, nesterov, clip)
+        if factor1 is not None:
+            m, v = _updated(self.factors, m, v, gradient, factor1, self.room, commit=True)
+        self.keep_averages(m, v)
+
+    def give_up(self, factor: float | Tensor) -> None:
+        """Update the averages after a look-ahead that is not finite."""
+        m, v = self.averages_ahead(factor, commit=True)
+        self.keep_averages(m.mul_(1 - self.beta1), v)
 
     # Weights --------------------------------------------------------------------------------------------
 
@@ -1476,12 +1506,10 @@ class _Bucket:
     def move(
         self, m: Tensor, v: Tensor | None, size: float, nesterov: Tensor | None, clip: float | Tensor
     ) -> None:
-        """Put the parameters `size` along d, decayed; Nesterov's last term takes the gradient `nesterov`·`clip`."""
-        if self.group["nesterov"]:
-            assert nesterov is not None
-            gradient = nesterov if not isinstance(clip, Tensor) and clip == 1 else nesterov * clip
-            m = torch.lerp(gradient, m, self.beta1, out=self.room("nesterov"))
-        direction, scale = self.direction(m, v)
+        """Put the parameters `size` along d, decayed; with `nesterov`, its term takes that gradient times `clip`."""
+        if nesterov is not None:
+            m = _with_nesterov(self.factors, m, nesterov, clip, self.room)
+        direction, scale = _direction(self.factors, m, v, self.room)
         self.place(direction, size * scale, size * self.group["weight_decay"], bounded=True)
 
 
@@ -1490,6 +1518,16 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.vectors: dict[Any, Tensor] = {}
+
+    def vector(self, values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Numbers as a tensor, not to be changed; the latest are remembered."""
+        key = (values, dtype, device)
+        if key not in self.vectors:
+            if len(self.vectors) >= 32:
+                self.vectors.clear()
+            self.vectors[key] = torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+        return self.vectors[key]
 
     def get(self, use: str, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         if device.type != "cpu":
@@ -1500,6 +1538,475 @@ class _Scratch:
                 max(length, _elements_at_once(device)), dtype=dtype
             )
         return buffer if len(buffer) == length else buffer[:length]
+
+
+class _Factors(NamedTuple):
+    """The numbers of a group's arithmetic: floats, or 0-dimensional tensors where it is compiled."""
+
+    beta1: Any
+    rest1: Any  #: 1 - β1
+    beta2: Any
+    rest2: Any  #: 1 - β2
+    correction1: Any  #: bc1
+    root_scale: Any  #: bc1 / sqrt(bc2)
+    epsilon: Any  #: ε·bc1, positive
+    eta: Any
+
+
+def _factors(group: dict[str, Any], dtype: torch.dtype) -> _Factors:
+    beta1, beta2 = group["betas"]
+    corrected = group["bias_correction"]
+    correction1 = 1 - beta1 ** group["t"] if corrected else 1.0
+    correction2 = 1 - beta2 ** group["t"] if corrected else 1.0
+    epsilon = max(group["epsilon"] * correction1, torch.finfo(dtype).tiny)
+    scale = correction1 / math.sqrt(correction2)
+    return _Factors(beta1, 1 - beta1, beta2, 1 - beta2, correction1, scale, epsilon, group["eta"])
+
+
+# The arithmetic of a pass, on one-dimensional tensors. `room(use)` gives memory for a result, or None for new
+# memory: compiled, a result that only the same pass uses has no memory at all.
+
+_Room = Callable[..., Any]
+
+
+def _times(tensor: Tensor, factor: float | Tensor, room: Tensor | None) -> Tensor:
+    """`factor`·`tensor`, in `room` or the tensor itself if there is nothing to do."""
+    if not isinstance(factor, Tensor) and factor == 1:
+        return tensor
+    return torch.mul(tensor, factor, out=room)
+
+
+def _updated(
+    c: _Factors,
+    m: Tensor,
+    v: Tensor | None,
+    gradient: Tensor,
+    factor: float | Tensor,
+    room: _Room,
+    commit: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """β1·m + (1 - β1)·g' and, with `adam`, β2·v + (1 - β2)·g'²; g' is `factor`·gradient.
+
+    `commit`: in place. Otherwise where the next call puts it, too.
+    """
+    gradient = _times(gradient, factor, room("g"))
+    m = torch.lerp(m, gradient, c.rest1, out=m if commit else room("m"))
+    if v is not None:
+        v = torch.mul(v, c.beta2, out=v if commit else room("v"))
+        if isinstance(c.rest2, Tensor):
+            v.add_(gradient * gradient * c.rest2)
+        else:
+            v.addcmul_(gradient, gradient, value=c.rest2)
+    return m, v
+
+
+def _denominator(c: _Factors, v: Tensor, room: _Room) -> Tensor:
+    """D = (sqrt(v / bc2) + ε)·bc1 (`adam`), in `room("D")`."""
+    result = torch.sqrt(v, out=room("D"))
+    result = _times(result, c.root_scale, result)
+    return result.add_(c.epsilon)
+
+
+def _direction(c: _Factors, m: Tensor, v: Tensor | None, room: _Room) -> tuple[Tensor, Any]:
+    """d = m / D as a tensor and a factor."""
+    if v is None:
+        return m, 1 / c.correction1
+    divisor = _denominator(c, v, room)
+    return torch.div(m, divisor, out=divisor), 1.0
+
+
+def _with_nesterov(c: _Factors, m: Tensor, gradient: Tensor, clip: float | Tensor, room: _Room) -> Tensor:
+    """β1·m + (1 - β1)·g, of which the step is Nesterov's; g is `clip`·gradient."""
+    return torch.lerp(_times(gradient, clip, None), m, c.beta1, out=room("nesterov"))
+
+
+def _widened(tensor: Tensor, room: _Room, use: str = "wide") -> Tensor:
+    """In the precision of sums."""
+    dtype = _sum_dtype(tensor.device)
+    if tensor.dtype == dtype:
+        return tensor
+    there = room(use, wide=True)
+    return tensor.to(dtype) if there is None else there.copy_(tensor)
+
+
+def _dot(left: Tensor, right: Tensor, room: _Room) -> Tensor:
+    """Σ left·right: float64, 0-dimensional."""
+    wide = _widened(left, room)
+    return torch.dot(wide, wide if right is left else _widened(right, room, "wide too"))
+
+
+def _moments(
+    c: _Factors, m: Tensor, v: Tensor | None, g: Tensor, room: _Room
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Σ m·g/D, Σ m·m/D, Σ g·g/D and, where it comes without a further sum, Σ g·g: float64, 0-dimensional."""
+    if v is not None:
+        root = _denominator(c, v, room).rsqrt_()
+        m, g = torch.mul(m, root, out=room("scaled")), torch.mul(g, root, out=root)
+    wide_m, wide_g = _widened(m, room), _widened(g, room, "wide too")
+    sums = torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), torch.dot(wide_g, wide_g)
+    if v is not None:
+        return sums, None
+    return tuple(total / c.correction1 for total in sums), sums[2]
+
+
+def _scaled_ascent(
+    c: _Factors, v: Tensor | None, s: Tensor, weights: Tensor | None, room: _Room
+) -> tuple[Tensor, Tensor | None]:
+    """T·s and T: s is the gradient, divided by D with `adam`; T = |w| + η of a weight, else None for 1."""
+    if v is not None:
+        divisor = _denominator(c, v, room)
+        s = torch.div(s, divisor, out=divisor)
+    else:
+        s = torch.div(s, c.correction1, out=room("D"))
+    if weights is None:
+        return s, None
+    scales = torch.abs(weights, out=room("T"))
+    if isinstance(c.eta, Tensor) or c.eta:
+        scales.add_(c.eta)
+    return s.mul_(scales), scales
+
+
+# The passes of `_CompiledBucket`. `numbers` holds the `_Factors`, `more` what changes from step to step, in the
+# averages' precision; tensors are changed in place. What is None or a bool differs between modes only, so that
+# nothing is compiled again later on.
+
+
+def _as_it_was(there: Tensor, numbers: Tensor) -> Tensor:
+    """`there`, before the pass changes it, as a result of arithmetic: β1 is never negative.
+
+    A plain copy would be taken too late (https://github.com/pytorch/pytorch/issues/198131).
+    """
+    return torch.where(numbers[0] >= 0, there, 0)
+
+
+def _nowhere(use: str, wide: bool = False) -> None:
+    return None
+
+
+def _moved(start: Tensor, direction: Tensor, size: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(start - size·direction)·keep; `keep` is 1 - weight decay, None at a trial point; see `_Bucket.place`."""
+    moved = start.to(direction.dtype) - size * direction
+    if keep is not None:
+        moved = moved * keep
+        if moved.dtype != dtype:
+            most = torch.finfo(dtype).max
+            moved = moved.clamp(-most, most)
+    return moved.to(dtype)
+
+
+def _pass_moments(numbers: Tensor, m: Tensor, v: Tensor | None, g: Tensor) -> list[Tensor]:
+    c, g = _Factors(*numbers.unbind()), g.to(m.dtype)
+    sums, square = _moments(c, m, v, g, _nowhere)
+    return [*sums, _dot(g, g, _nowhere) if square is None else square]
+
+
+def _pass_ascent(
+    numbers: Tensor, v: Tensor | None, g: Tensor, there: Tensor | None, dtype: torch.dtype
+) -> list[Tensor]:
+    c, g = _Factors(*numbers.unbind()), g.to(dtype)
+    there = None if there is None else there.to(dtype)
+    scaled, _ = _scaled_ascent(c, v, g, there, _nowhere)
+    return [_dot(scaled, scaled, _nowhere), _dot(g, g, _nowhere)]
+
+
+def _pass_climb(
+    numbers: Tensor,
+    more: Tensor,
+    v: Tensor | None,
+    g: Tensor,
+    there: Tensor,
+    weights: Tensor,
+    start: Tensor | None,
+    weight: bool,
+) -> None:
+    c, [size], g = _Factors(*numbers.unbind()), more.unbind(), g.to(numbers.dtype)
+    weights.copy_(_as_it_was(there, numbers))
+    if start is not None:
+        start.copy_(g)
+    there_wide = there.to(numbers.dtype) if weight else None
+    scaled, scales = _scaled_ascent(c, v, g, there_wide, _nowhere)
+    there.copy_(_moved(there, scaled if scales is None else scaled * scales, -size, None, there.dtype))
+
+
+def _pass_leap(
+    numbers: Tensor,
+    more: Tensor,
+    m: Tensor,
+    v: Tensor | None,
+    g: Tensor,
+    there: Tensor,
+    weights: Tensor | None,
+    nesterov: bool,
+) -> None:
+    c, [factor, size, keep, clip], g = _Factors(*numbers.unbind()), more.unbind(), g.to(m.dtype)
+    new_m, new_v = _updated(c, m, v, g, factor, _nowhere)
+    along = _with_nesterov(c, new_m, g, clip, _nowhere) if nesterov else new_m
+    direction, scale = _direction(c, along, new_v, _nowhere)
+    there.copy_(_moved(there if weights is None else weights, direction, size * scale, keep, there.dtype))
+    m.copy_(new_m)
+    if v is not None:
+        assert new_v is not None
+        v.copy_(new_v)
+
+
+def _pass_look(
+    numbers: Tensor,
+    more: Tensor,
+    m: Tensor,
+    v: Tensor | None,
+    g: Tensor,
+    there: Tensor,
+    weights: Tensor,
+    save: bool,
+    kept: Tensor | None,
+    pending: Tensor | None,
+    g0: Tensor | None,
+    slope: bool,
+) -> Tensor | None:
+    c, [factor, size] = _Factors(*numbers.unbind()), more.unbind()
+    if kept is not None:
+        kept.copy_(g)
+    g = g.to(m.dtype)
+    new_m, new_v = _updated(c, m, v, g, factor, _nowhere)
+    direction, scale = _direction(c, new_m, new_v, _nowhere)
+    result = _dot(direction, g if g0 is None else g0, _nowhere) * scale if slope else None
+    start = there if save else weights
+    moved = _moved(start, direction, size * scale, None, there.dtype)
+    if save:
+        weights.copy_(_as_it_was(there, numbers))
+    if pending is not None:
+        pending.copy_(new_m)
+    there.copy_(moved)
+    return result
+
+
+def _pass_moments_and_look(
+    numbers: Tensor,
+    more: Tensor,
+    m: Tensor,
+    v: Tensor | None,
+    g: Tensor,
+    *rest: Any,
+) -> tuple[list[Tensor], Tensor | None]:
+    return _pass_moments(numbers, m, v, g), _pass_look(numbers, more, m, v, g, *rest)
+
+
+def _pass_moments_ahead(
+    numbers: Tensor,
+    more: Tensor,
+    m: Tensor,
+    v: Tensor | None,
+    kept: Tensor | None,
+    g: Tensor,
+) -> list[Tensor]:
+    c, [factor], g = _Factors(*numbers.unbind()), more.unbind(), g.to(m.dtype)
+    if kept is not None:
+        m, v = _updated(c, m, v, kept.to(m.dtype), factor, _nowhere)
+    sums, square = _moments(c, m, v, g, _nowhere)
+    return [*sums, _dot(g, g, _nowhere) if square is None else square]
+
+
+def _pass_leap_by_two(
+    numbers: Tensor,
+    more: Tensor,
+    m: Tensor,
+    v: Tensor | None,
+    kept: Tensor | None,
+    pending: Tensor | None,
+    g0: Tensor | None,
+    g: Tensor,
+    there: Tensor,
+    weights: Tensor,
+) -> None:
+    c, g = _Factors(*numbers.unbind()), g.to(m.dtype)
+    factor, size, keep, clip, worse, factor1, again = more.unbind()
+    new_m, new_v = pending, None
+    if new_m is None:
+        assert kept is not None
+        new_m, new_v = _updated(c, m, v, kept.to(m.dtype), factor, _nowhere)
+    along = new_m
+    if g0 is not None:
+        along = _with_nesterov(c, new_m, torch.where(worse > 0, g0.to(m.dtype), g), clip, _nowhere)
+    direction, scale = _direction(c, along, new_v, _nowhere)
+    there.copy_(_moved(weights, direction, size * scale, keep, there.dtype))
+    last_m, last_v = _updated(c, new_m, new_v, g, factor1, _nowhere)
+    m.copy_(torch.where(again > 0, last_m, new_m))
+    if v is not None:
+        assert new_v is not None and last_v is not None
+        v.copy_(torch.where(again > 0, last_v, new_v))
+
+
+# Each mode and dtype is a compilation of its own; beyond torch's limit (8) they would run as they are. From 2.12.
+_COMPILE_OPTIONS: dict[str, Any] = (
+    {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+)
+
+
+def _pass_moments_and_leap(
+    numbers: Tensor, more: Tensor, m: Tensor, pending: Tensor, g: Tensor, there: Tensor, weights: Tensor
+) -> list[Tensor]:
+    c, [size, keep] = _Factors(*numbers.unbind()), more.unbind()
+    sums = _pass_moments(numbers, pending, None, g)
+    direction, scale = _direction(c, pending, None, _nowhere)
+    there.copy_(_moved(weights, direction, size * scale, keep, there.dtype))
+    m.copy_(torch.lerp(pending, g.to(m.dtype), c.rest1))
+    return sums
+
+
+_compiled: dict[Callable[..., Any], Callable[..., Any]] = {}  # of each pass, for all optimizers
+
+
+class _CompiledBucket(_Bucket):
+    """The same parts of a step with their arithmetic compiled, each in one pass over the memory."""
+
+    def run(self, arithmetic: Callable[..., _Result], *more: Any) -> _Result:
+        if arithmetic not in _compiled:
+            _compiled[arithmetic] = torch.compile(arithmetic, dynamic=True, **_COMPILE_OPTIONS)
+        result: _Result = _compiled[arithmetic](self.vector(*self.factors), *more)
+        return result
+
+    def vector(self, *values: float | Tensor) -> Tensor:
+        """Numbers in the averages' precision, where these are."""
+        device = self.m[0].device
+        numbers = tuple(0.0 if isinstance(value, Tensor) else float(value) for value in values)
+        vector = self.scratch.vector(numbers, self.dtype, device)
+        if any(isinstance(value, Tensor) for value in values):
+            pairs = zip(values, vector.unbind(), strict=True)
+            vector = torch.stack([a.to(self.dtype) if isinstance(a, Tensor) else b for a, b in pairs])
+        return vector
+
+    def memory(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory that outlives the evaluations; see `keep`."""
+        device = self.m[0].device
+        if device.type != "cpu":
+            return torch.empty(self.length, dtype=dtype, device=device)
+        if name not in self.buffers or self.buffers[name].dtype != dtype:
+            self.buffers[name] = torch.empty(self.length, dtype=dtype)
+        return self.buffers[name]
+
+    def bounded(self, size: float) -> float:
+        most = torch.finfo(self.dtype).max
+        return max(-most, min(size, most))
+
+    def moments(self) -> list[Tensor]:
+        g = self.raw_gradient()
+        self._note_largest(g)
+        return self.run(_pass_moments, *self.averages(), g)
+
+    def ascent(self) -> list[Tensor]:
+        g = self.raw_gradient()
+        self._note_largest(g)
+        _, v = self.averages() if self.v else (None, None)
+        there = self.read(self.params) if self.weight else None
+        scaled, square = self.run(_pass_ascent, v, g, there, self.dtype)
+        return [scaled, self.trial.nothing, square, square]
+
+    def climb(self, size: float | Tensor) -> None:
+        g, there = self.raw_gradient(), self.read(self.params)
+        _, v = self.averages() if self.v else (None, None)
+        weights = self.memory("weights", there.dtype)
+        start = self.memory("start", self.dtype) if self.group["acme"] else None
+        more = self.vector(size if isinstance(size, Tensor) else self.bounded(size))
+        self.run(_pass_climb, more, v, g, there, weights, start, self.weight)
+        self.weights, self.g0 = weights, start
+        self.write(self.params, there)
+
+    def leap(self, size: float, factor: float | Tensor, clip: float | Tensor) -> None:
+        m, v = self.averages()
+        there = self.read(self.params)
+        more = self.vector(factor, self.bounded(size), 1 - size * self.group["weight_decay"], clip)
+        nesterov = self.group["nesterov"]
+        self.run(_pass_leap, more, m, v, self.raw_gradient(), there, self.weights, nesterov)
+        self.write(self.params, there)
+        self.keep_averages(m, v)
+
+    def look(self, size: float, factor: float | Tensor) -> Tensor | None:
+        slope = self._look(_pass_look, size, factor)
+        if not self.group["nesterov"]:
+            self.g0 = None
+        return slope
+
+    def moments_and_look(self, size: float) -> list[Tensor]:
+        """`moments` and `look` at once, by the gradient itself; Σ d·g0 is left in `slope`."""
+        sums, self.slope = self._look(_pass_moments_and_look, size, 1.0)
+        self._note_largest(self.raw_gradient())
+        return sums
+
+    def _look(self, arithmetic: Callable[..., _Result], size: float, factor: float | Tensor) -> _Result:
+        adam, asam, nesterov = (self.group[name] for name in ("adam", "asam", "nesterov"))
+        save = not self.group["asam"]  # which has saved them before it climbed
+        if save:
+            self.restore_weights()  # from a look-ahead by another factor
+        g, there = self.raw_gradient(), self.read(self.params)
+        m, v = self.averages()
+        weights = self.memory("weights", there.dtype) if self.weights is None else self.weights
+        kept = pending = copy = None
+        if not adam and not nesterov:
+            pending = self.memory("average", m.dtype)
+        elif self.span is None:
+            kept = g
+        else:
+            kept = copy = self.memory("gradient", g.dtype)
+        more = self.vector(factor, self.bounded(size))
+        result = self.run(
+            arithmetic, more, m, v, g, there, weights, save, copy, pending, self.g0, adam or asam
+        )
+        self.weights, self.kept, self.pending = weights, kept, pending
+        self.write(self.params, there)
+        return result
+
+    def moments_ahead(self, factor: float | Tensor) -> list[Tensor]:
+        m, v = self.averages() if self.pending is None else (self.pending, None)
+        return self.run(_pass_moments_ahead, self.vector(factor), m, v, self.kept, self.raw_gradient())
+
+    def moments_and_leap(self, size: float) -> list[Tensor]:
+        """`moments_ahead`, and `leap_by_two` after a better look-ahead that no limit holds back."""
+        assert self.pending is not None
+        m, _ = self.averages()
+        there = self.read(self.params)
+        more = self.vector(self.bounded(size), 1 - size * self.group["weight_decay"])
+        gradient = self.raw_gradient()
+        sums = self.run(_pass_moments_and_leap, more, m, self.pending, gradient, there, self.weights)
+        self.write(self.params, there)
+        self.keep_averages(m, None)
+        return sums
+
+    def leap_by_two(
+        self,
+        size: float,
+        factor: float | Tensor,
+        worse: bool,
+        clip: float,
+        factor1: float | None,
+    ) -> None:
+        m, v = self.averages()
+        there = self.read(self.params)
+        more = self.vector(
+            factor,
+            self.bounded(size),
+            1 - size * self.group["weight_decay"],
+            clip,
+            float(worse),
+            1.0 if factor1 is None else factor1,
+            float(factor1 is not None),
+        )
+        start = None
+        if self.group["nesterov"]:
+            start = self.kept if self.g0 is None else self.g0
+        self.run(
+            _pass_leap_by_two,
+            more,
+            m,
+            v,
+            self.kept,
+            self.pending,
+            start,
+            self.raw_gradient(),
+            there,
+            self.weights,
+        )
+        self.write(self.params, there)
+        self.keep_averages(m, v)
 
 
 def _elements_at_once(device: torch.device) -> int:
@@ -1514,7 +2021,7 @@ def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     if tensor.stride() != strides:
         ordered = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
         tensor = ordered.copy_(tensor)
-    return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def _all_vectors(tensors: list[Tensor]) -> bool:
@@ -1568,6 +2075,7 @@ class _Trial:
         self.done = False
         self.model = optimizer._model
         self.scaler, self.scaled = scaler, optimizer._scaled
+        self.compile = optimizer._compile
         self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
         self.devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
         self.device = params[0].device if params else torch.device("cpu")
@@ -1591,6 +2099,7 @@ class _Trial:
         self.pending: list[tuple[Tensor, list[int]]] = []  # what was put off
         self.settled: list[_Reading] = []  # the same, once read
         self.idle = False  # nothing to do, or skipped
+        self.looked = False  # at the look-ahead point already, if the limit turns out to be 1
         self.skipped = False  # for an overflow of scaled gradients
         self.ahead = False  # at the look-ahead point
 

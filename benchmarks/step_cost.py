@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +28,6 @@ import torch
 from common import save, show
 from device import waits
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from acme import Acme
 from icassp25.config import RunConfig
@@ -133,6 +132,11 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], Any]]:
         "Acme acme": acme(acme=True),
         "Acme acme adam": acme(acme=True, adam=True),
         "Acme all four": acme(acme=True, adam=True, asam=True, nesterov=True),
+        "Acme, compiled": acme(compile=True),
+        "Acme adam, compiled": acme(adam=True, compile=True),
+        "Acme acme, compiled": acme(acme=True, compile=True),
+        "Acme acme adam, compiled": acme(acme=True, adam=True, compile=True),
+        "Acme all four, compiled": acme(acme=True, adam=True, asam=True, nesterov=True, compile=True),
     }
     try:
         from prodigyopt import Prodigy
@@ -147,50 +151,42 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], Any]]:
     return result
 
 
-class Allocations(TorchDispatchMode):
-    """The bytes of the tensors made within, alive at the same time at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        given = {
-            t.untyped_storage()._cdata
-            for t in torch.utils._pytree.tree_leaves((args, kwargs))
-            if isinstance(t, Tensor)
-        }
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.known and key not in given:
-                    self.known[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.freed, key)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def freed(self, key: int) -> None:
-        self.now -= self.known.pop(key, 0)
-
-
 def memory(
-    make: Callable[[nn.Module], dict[str, Callable[[], Any]]], model: nn.Module, before: Callable[[], None]
+    make: Callable[[nn.Module], dict[str, Callable[[], Any]]],
+    model: nn.Module,
+    before: Callable[[], None],
+    device: torch.device,
 ) -> dict[str, tuple[float, float]]:
     """Peak and remaining allocations of each contestant over three steps, in copies of the parameters."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     result = {}
     for name, step in make(model).items():
+        before()
         gc.collect()
-        with Allocations() as allocations:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            there = torch.cuda.memory_allocated(device)
             for _ in range(3):
                 before()
                 step()
-            del step
-        result[name] = allocations.peak / size, allocations.now / size
+            peak, now = (
+                torch.cuda.max_memory_allocated(device) - there,
+                torch.cuda.memory_allocated(device) - there,
+            )
+        else:
+            with torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+            ) as profile:
+                for _ in range(3):
+                    before()
+                    step()
+            assert profile.profiler is not None
+            events = profile.profiler.kineto_results.events()
+            changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+            totals = list(itertools.accumulate(changes))
+            peak, now = max(totals), totals[-1]
+        del step
+        result[name] = peak / size, now / size
     return result
 
 
@@ -254,12 +250,12 @@ def measure(
         else {}
     )
     del steps
-    allocated = memory(contestants, model, give_gradients)
+    allocated = memory(contestants, model, give_gradients, device)
     medians = {name: statistics.median(values) for name, values in times.items()}
     rows = []
     for name, seconds in medians.items():
-        peer, most = TARGETS.get(name, ("SGD foreach", None))
-        copies = COPIES.get(name)
+        peer, most = TARGETS.get(name.removesuffix(", compiled"), ("SGD foreach", None))
+        copies = COPIES.get(name.removesuffix(", compiled"))
         row = {
             "optimizer": name,
             "parameters": title,

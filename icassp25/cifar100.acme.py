@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     option("--seed", "of weights, sampling, augmentation and dropout", type=int, metavar="N")
     option("--device", "auto, cpu, cuda, cuda:1, …", metavar="NAME")
     option("--precision", "float32, tf32 (GPU) or bfloat16 autocast", choices=PRECISIONS)
-    switch("--compile", "compile the network with torch.compile")
+    switch("--compile", "compile the network and the arithmetic of Acme with torch.compile")
     option("--dataset", "synthetic: a built-in set of 100 classes, for machines without the data",
            choices=DATASETS)  # fmt: skip
     option("--train-images", "a stratified subset of N training images", type=int, metavar="N")

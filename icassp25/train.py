@@ -135,6 +135,7 @@ class Experiment:
             nesterov=config.nesterov,
             bias_correction=config.adam,
             total_steps=config.epochs * config.steps_per_epoch,
+            **({"compile": True} if config.compile else {}),
         )
         self.scheduler = None
         if not config.acme:

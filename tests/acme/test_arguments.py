@@ -27,7 +27,7 @@ def test_the_documented_defaults() -> None:
         "lr": 1e-3, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.0, "acme": False, "adam": False,
         "asam": False, "rho": 1.0, "eta": 0.0, "nesterov": False, "bias_correction": False,
         "differentiable": False, "total_steps": 50_000,
-        "max_grad_norm": None, "process_group": None,
+        "max_grad_norm": None, "process_group": None, "compile": False,
     }  # fmt: skip
 
 
