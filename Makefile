@@ -49,6 +49,7 @@ figures: $(VENV)/ready  ## rebuild the figures of PRESET (or STUDY) from its CSV
 bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into results/benchmarks/
 	$(PYTHON) -W ignore::UserWarning benchmarks/step_cost.py
 	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/plot.py
 
 test: $(VENV)/ready-tests  ## all tests, the smoke preset included
 	$(PYTHON) -m pytest

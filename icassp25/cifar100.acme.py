@@ -2,6 +2,7 @@
 """Train a WRN or a PyramidNet on CIFAR-100 with ACME, or with one of its 16 combinations, and leave a CSV."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -10,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from icassp25 import runlog
 from icassp25.config import DATASETS, MODELS, PRECISIONS, RunConfig, UsageError
+
+
+TAKEN_ELSEWHERE = 75  # exit code; sysexits.h's EX_TEMPFAIL: try again later
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,16 +79,33 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     return config
 
 
+def interrupt(number: int, frame: object) -> NoReturn:
+    """Once: a terminal's Ctrl-C reaches the run, and the sweep around it, which stops its runs as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     config = parse()
     path = runlog.csv_path(config.output) if config.output else Path("results/runs") / f"{config.name}.csv"
+    # Also where they are inherited as ignored, as by what a shell script starts in the background.
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         if runlog.settled(path, config):
             print(f"already finished: {path}")
             return
-        from icassp25.train import run  # imports torch: only once there is something to do
+        with runlog.locked(path):
+            if runlog.settled(path, config):  # by the process that held the lock
+                print(f"already finished: {path}")
+                return
+            from icassp25.train import run  # imports torch: only once there is something to do
 
-        run(config, path)
+            run(config, path)
+    except runlog.TakenElsewhere as error:
+        print(f"cifar100.acme.py: {error}", file=sys.stderr)
+        sys.exit(TAKEN_ELSEWHERE)
     except UsageError as error:
         print(f"cifar100.acme.py: {error}", file=sys.stderr)
         sys.exit(2)

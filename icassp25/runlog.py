@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -209,6 +209,46 @@ def check_writable(path: Path) -> None:
             temporary.unlink()
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror or error}).") from None
+
+
+class TakenElsewhere(Exception):
+    """Another process is at work on the same run."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes, here or on machines that share the folder, from training the run of this CSV.
+
+    The lock belongs to the process, not to the file beside the CSV that carries it: if the process is killed, the
+    system gives it up. Where the system has no such locks (Windows), nothing is locked.
+
+    Raises:
+        TakenElsewhere: another process holds it.
+        UsageError: the folder cannot be made or written.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    check_writable(path)
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        file = open(name, "a")  # noqa: SIM115 (closed below; closing gives the lock up)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise TakenElsewhere(f"{path}: another process is training this run.") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
+                break
+        file.close()  # the holder has finished in between and removed the file
+    try:
+        yield
+    finally:
+        name.unlink(missing_ok=True)
+        file.close()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

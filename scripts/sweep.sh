@@ -1,48 +1,159 @@
 # Sourced by the sweeps: `run NAME OPTION…` trains one run, `report` ends the sweep.
 #
-# A run leaves $RESULTS/$STUDY/NAME.csv. --resume makes the training script skip a finished run and go on
-# with an interrupted one, so the same sweep can be started again at any time. DRY_RUN=1 prints the commands.
+# A run leaves $RESULTS/$STUDY/NAME.csv, .json and, of what it printed, .log. --resume makes the training script
+# skip a finished run and go on with an interrupted one, so the same sweep can be started again at any time, and
+# several times at once: a run that another process trains, here or on a machine that shares the folder, is left to
+# it and asked for again at the end.
+#
+#   JOBS=n     runs at a time (1): each on a GPU of its own as far as there are GPUs, else the CPU's cores divided
+#   SLURM=1    submit the list as a SLURM job array instead (see slurm.sh); --slurm says the same
+#   DRY_RUN=1  print the commands, one a line
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . scripts/presets.sh
 
 RESULTS=${RESULTS:-results}
+JOBS=${JOBS:-1}
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 fi
-runs=0
+case "${1:-}" in
+'') ;;
+--slurm) SLURM=1 ;;
+*)
+    echo "usage: $0 [--slurm]" >&2
+    exit 2
+    ;;
+esac
+case $JOBS in
+'' | *[!0-9]* | 0)
+    echo "JOBS=$JOBS: expected a whole number of at least 1." >&2
+    exit 2
+    ;;
+esac
+
+TAKEN_ELSEWHERE=75 # exit code of the training script
+names=()           # of all runs, in their order
+commands=()        # the same, quoted for the shell
+pids=()            # by place: the process of the run there, or nothing
+places=()          # by place: the number of the run there
 failed=()
+elsewhere=() # numbers of runs
+done=0
+
+gpus=()
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+elif command -v nvidia-smi >/dev/null; then
+    while read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
+fi
 
 stopped() {
+    trap '' INT TERM
+    local pid
+    for pid in "${pids[@]}"; do
+        if [ -n "$pid" ]; then kill -TERM "$pid" 2>/dev/null; fi
+    done
+    wait
     echo "Stopped. The same command continues." >&2
     exit 130
 }
-trap stopped INT
+trap stopped INT TERM
 
 run() {
-    local name=$1 status=0
+    local name=$1
     shift
     local command=("$PYTHON" icassp25/cifar100.acme.py --resume --output "$RESULTS/$STUDY/$name.csv"
         "${OPTIONS[@]}" "$@")
-    if [ "${DRY_RUN:-0}" != 0 ]; then
-        printf '%q ' "${command[@]}"
-        echo
-        return
+    names+=("$name")
+    commands+=("$(printf '%q ' "${command[@]}")")
+}
+
+# Start run number $1 as soon as there is a place.
+start() {
+    local place number=$1
+    while true; do
+        for ((place = 0; place < JOBS; place++)); do
+            if [ -z "${pids[place]:-}" ]; then break 2; fi
+        done
+        look_after
+    done
+    local command=${commands[number]} log="$RESULTS/$STUDY/${names[number]}.log"
+    if [ "$JOBS" -gt 1 ] && [ ${#gpus[@]} = 0 ]; then
+        local threads=$(($(getconf _NPROCESSORS_ONLN) / JOBS))
+        command="$command --threads $((threads > 1 ? threads : 1))"
     fi
-    runs=$((runs + 1))
-    echo "== $STUDY/$name"
-    "${command[@]}" || status=$?
-    if [ $status = 130 ]; then stopped; fi # the run was interrupted: so is the sweep
-    if [ $status != 0 ]; then
-        echo "== $STUDY/$name FAILED (exit code $status)" >&2
+    mkdir -p "$(dirname "$log")"
+    (
+        trap - INT TERM
+        if [ ${#gpus[@]} != 0 ]; then export CUDA_VISIBLE_DEVICES=${gpus[place % ${#gpus[@]}]}; fi
+        eval "exec $command"
+    ) >>"$log" 2>&1 &
+    pids[place]=$!
+    places[place]=$number
+}
+
+# Wait a moment, and say how the runs fared that have ended.
+look_after() {
+    local place status
+    sleep 0.1
+    for ((place = 0; place < JOBS; place++)); do
+        if [ -z "${pids[place]:-}" ] || kill -0 "${pids[place]}" 2>/dev/null; then continue; fi
+        status=0
+        wait "${pids[place]}" || status=$?
+        pids[place]=
+        ended "${places[place]}" "$status"
+    done
+}
+
+ended() {
+    local number=$1 status=$2
+    local name=${names[number]} log="$RESULTS/$STUDY/${names[number]}.log"
+    case $status in
+    0)
+        done=$((done + 1))
+        echo "[$done/${#names[@]}] $STUDY/$name: $(tail -n 1 "$log")"
+        ;;
+    "$TAKEN_ELSEWHERE")
+        elsewhere+=("$number")
+        ;;
+    130) # the run was interrupted: so is the sweep
+        stopped
+        ;;
+    *)
         failed+=("$name")
-    fi
+        echo "== $STUDY/$name FAILED (exit code $status); the end of $log:" >&2
+        tail -n 5 "$log" | sed 's/^/   /' >&2
+        ;;
+    esac
+}
+
+train() {
+    local number
+    for number in "$@"; do start "$number"; done
+    while [ -n "$(printf %s "${pids[@]}")" ]; do look_after; done
 }
 
 report() {
-    if [ "${DRY_RUN:-0}" != 0 ]; then return; fi
-    echo "== $STUDY: $((runs - ${#failed[@]})) of $runs runs done"
+    local waiting
+    if [ "${DRY_RUN:-0}" != 0 ]; then
+        printf '%s\n' "${commands[@]}"
+        return
+    fi
+    if [ "${SLURM:-0}" != 0 ]; then
+        . scripts/slurm.sh
+        return
+    fi
+    train "${!names[@]}"
+    while [ ${#elsewhere[@]} != 0 ]; do
+        waiting=("${elsewhere[@]}")
+        elsewhere=()
+        echo "== waiting for ${#waiting[@]} runs that other processes train"
+        sleep "${RETRY_S:-10}"
+        train "${waiting[@]}"
+    done
+    echo "== $STUDY: $done of ${#names[@]} runs done"
     if [ ${#failed[@]} = 0 ]; then return; fi
     printf '== FAILED: %s\n' "${failed[@]}" >&2
     exit 1

@@ -1,0 +1,115 @@
+"""One figure of both benchmarks on a device: what a step costs beside its peer, what share of the limit epochs reach.
+
+    python benchmarks/plot.py [--device cuda]
+
+Reads step_cost-DEVICE.csv and training-DEVICE.csv from results/benchmarks/, writes figures/benchmarks/DEVICE.png
+and .pdf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from common import RESULTS, ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from study import BLUE, FULL_WIDTH, GREY, VERMILLION, save, style, title
+
+MODES = {
+    "Acme": "all off",
+    "Acme adam": "Adam",
+    "Acme acme": "ACME",
+    "Acme acme adam": "ACME + Adam",
+    "Acme all four": "all four",
+}
+COMPILED = ", compiled"
+
+
+def step_panels(panels: np.ndarray, steps: pd.DataFrame) -> None:
+    """The ratio to torch's optimizer of each mode, for each parameter set."""
+    for axes, (name, rows) in zip(panels, steps.groupby("parameters", sort=False), strict=True):
+        rows = rows.set_index("optimizer")
+        for place, mode in enumerate(MODES):
+            axes.plot(
+                [rows.target[mode]] * 2, [place - 0.35, place + 0.35], color="black", linewidth=1.5,
+                label="wanted at most",
+            )  # fmt: skip
+            for label, row, color, marker in (
+                ("as it is", mode, VERMILLION, "s"),
+                ("compile=True", mode + COMPILED, BLUE, "o"),
+            ):
+                if row in rows.index:
+                    axes.plot(rows.ratio[row], place, color=color, marker=marker, linestyle="", label=label)
+        axes.set_title(f"{name} ({rows.tensors.iloc[0]} tensors)")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
+        axes.set_xlim(0.35, 14)
+        axes.set_yticks(range(len(MODES)), list(MODES.values()))
+        axes.set_ylim(len(MODES) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+    peers = "time of a step, in those of torch's SGD (all off, ACME) or AdamW (the others), foreach"
+    panels[1].set_xlabel(peers)
+
+
+def training_panel(axes: object, epochs: pd.DataFrame) -> None:
+    """The share of forward and backward alone that whole epochs reach."""
+    epochs = epochs[epochs.of_limit.notna()]
+    short = {"float32": "float32", "bfloat16": "bfloat16"}
+    ways = epochs.model + ", " + epochs.precision.map(short) + np.where(epochs.compiled, ", compiled", "")
+    places = {way: place for place, way in enumerate(dict.fromkeys(ways))}
+    looks = {"SGD": (GREY, "D"), "ACME": (BLUE, "o"), "all four": (VERMILLION, "s")}
+    for optimizer, (color, marker) in looks.items():
+        mine = epochs[epochs.optimizer == optimizer]
+        axes.plot(
+            100 * mine.of_limit, ways[mine.index].map(places), color=color, marker=marker, linestyle="",
+            label=optimizer,
+        )  # fmt: skip
+    for way, place in places.items():
+        wanted = 80 if way.startswith("WRN-10-1") else 92
+        axes.plot([wanted] * 2, [place - 0.35, place + 0.35], color="black", linewidth=1.5)
+    axes.set_yticks(list(places.values()), list(places))
+    axes.set_ylim(len(places) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(min(50, 95 * epochs.of_limit.min()), 105)
+    axes.set_xlabel("images per second of whole epochs, in % of forward and backward alone")
+    axes.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
+
+
+def main() -> None:
+    from matplotlib import pyplot
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    folder = Path(os.environ.get("BENCHMARKS", RESULTS))
+    steps = pd.read_csv(folder / f"step_cost-{options.device}.csv")
+    epochs = pd.read_csv(folder / f"training-{options.device}.csv")
+    about = json.loads((folder / f"step_cost-{options.device}.json").read_text())
+    style()
+    figure = pyplot.figure(figsize=(FULL_WIDTH, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(5, 2 + epochs.of_limit.notna().sum() / 3))
+    first = figure.add_subplot(grid[0, 0])
+    panels = np.array([first, *(figure.add_subplot(grid[0, i], sharey=first) for i in (1, 2))])
+    step_panels(panels, steps)
+    for axes in panels[1:]:
+        axes.tick_params(labelleft=False)
+    training_panel(figure.add_subplot(grid[1, :]), epochs)
+    handles, labels = panels[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside upper right", ncols=len(unique))
+    title(figure, f"{about['device']}, {about['threads']} threads, torch {about['versions']['torch']}.")
+    figures = Path(os.environ.get("BENCHMARKS", ROOT / "figures" / "benchmarks"))
+    save(figure, figures, options.device)
+    print(figures / f"{options.device}.png")
+
+
+if __name__ == "__main__":
+    main()
