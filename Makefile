@@ -9,7 +9,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PRESET STUDY RESULTS FIGURES DATA_DIR
 
-.PHONY: help reproduce data smoke tables figures bench test lint clean
+.PHONY: help reproduce status data smoke tables figures report bench test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+: .*## |^[a-z]+:  ## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -31,8 +31,11 @@ $(VENV)/ready-bench: $(VENV)/ready
 	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,benchmarks]'
 	touch $@
 
-reproduce: $(VENV)/ready  ## environment, data, both sweeps, tables, figures, summary (PRESET)
+reproduce: $(VENV)/ready  ## environment, data, the sweeps, tables, figures, summary (PRESET)
 	@PYTHON=$(PYTHON) scripts/reproduce.sh
+
+status: $(VENV)/ready  ## what the sweeps of PRESET have done, and about how long is left
+	@PYTHON=$(PYTHON) scripts/status.sh
 
 data: $(VENV)/ready  ## find or download CIFAR-100
 	@$(PYTHON) -m icassp25.data $(if $(DATA_DIR),--data-dir $(DATA_DIR))
@@ -45,6 +48,9 @@ tables: $(VENV)/ready  ## rebuild the tables of PRESET (or STUDY) from its CSVs
 
 figures: $(VENV)/ready  ## rebuild the figures of PRESET (or STUDY) from its CSVs
 	@PYTHON=$(PYTHON) scripts/rebuild.sh figures
+
+report: figures  ## one page of PRESET (or STUDY): tables, figures, runs, environment
+	@PYTHON=$(PYTHON) scripts/rebuild.sh report
 
 bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into results/benchmarks/
 	$(PYTHON) -W ignore::UserWarning benchmarks/step_cost.py

@@ -13,13 +13,17 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from common import RESULTS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from study import BLUE, FULL_WIDTH, GREY, VERMILLION, save, style, title
+from study import BLUE, FULL_WIDTH, GREY, VERMILLION, save, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MODES = {
     "Acme": "all off",
@@ -57,11 +61,10 @@ def step_panels(panels: np.ndarray, steps: pd.DataFrame) -> None:
     panels[1].set_xlabel(peers)
 
 
-def training_panel(axes: object, epochs: pd.DataFrame) -> None:
+def training_panel(axes: Axes, epochs: pd.DataFrame, where: str) -> None:
     """The share of forward and backward alone that whole epochs reach."""
     epochs = epochs[epochs.of_limit.notna()]
-    short = {"float32": "float32", "bfloat16": "bfloat16"}
-    ways = epochs.model + ", " + epochs.precision.map(short) + np.where(epochs.compiled, ", compiled", "")
+    ways = epochs.model + ", " + epochs.precision + np.where(epochs.compiled, ", compiled", "")
     places = {way: place for place, way in enumerate(dict.fromkeys(ways))}
     looks = {"SGD": (GREY, "D"), "ACME": (BLUE, "o"), "all four": (VERMILLION, "s")}
     for optimizer, (color, marker) in looks.items():
@@ -76,8 +79,8 @@ def training_panel(axes: object, epochs: pd.DataFrame) -> None:
     axes.set_yticks(list(places.values()), list(places))
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(min(50, 95 * epochs.of_limit.min()), 105)
-    axes.set_xlabel("images per second of whole epochs, in % of forward and backward alone")
+    axes.set_xlim(min(50, 95 * epochs.of_limit.min()), max(105, 102 * epochs.of_limit.max()))
+    axes.set_xlabel(f"images per second of whole epochs, in % of forward and backward alone\n\n{where}")
     axes.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
 
 
@@ -101,11 +104,11 @@ def main() -> None:
     step_panels(panels, steps)
     for axes in panels[1:]:
         axes.tick_params(labelleft=False)
-    training_panel(figure.add_subplot(grid[1, :]), epochs)
+    where = f"{about['device']}, torch {about['versions']['torch']}"
+    training_panel(figure.add_subplot(grid[1, :]), epochs, where)
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside upper right", ncols=len(unique))
-    title(figure, f"{about['device']}, {about['threads']} threads, torch {about['versions']['torch']}.")
+    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=len(unique))
     figures = Path(os.environ.get("BENCHMARKS", ROOT / "figures" / "benchmarks"))
     save(figure, figures, options.device)
     print(figures / f"{options.device}.png")

@@ -1,6 +1,6 @@
 """How fast whole training epochs are, beside what limits them and beside what one would write otherwise.
 
-    python benchmarks/training.py [--device cuda] [--models 10-1 16-4] [--turns 3] [--images 4000]
+    python benchmarks/training.py [--device cuda] [--models 10-1 16-4] [--turns 2] [--images 4000]
 
 For each model and precision, epochs of the experiment (augmentation, forward, backward, optimizer, logging) with
 SGD, with ACME and with all four switches on take turns with (a) the limit: forward and backward alone, of the same
@@ -253,7 +253,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", choices=IMAGES, help="10-1 and 16-4; on a GPU 16-8")
-    parser.add_argument("--turns", type=int, default=3, help="timed epochs of each (3)")
+    parser.add_argument("--turns", type=int, default=2, help="timed epochs of each (2)")
     parser.add_argument("--images", type=int, help="images an epoch, a multiple of 100")
     options = parser.parse_args()
     begin = time.perf_counter()

@@ -211,6 +211,24 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror or error}).") from None
 
 
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is training the run of this CSV."""
+    try:
+        import fcntl
+
+        with open(_lock_path(path)) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 class TakenElsewhere(Exception):
     """Another process is at work on the same run."""
 
@@ -232,7 +250,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     check_writable(path)
-    name = path.with_name(f".{path.name}.lock")
+    name = _lock_path(path)
     while True:
         file = open(name, "a")  # noqa: SIM115 (closed below; closing gives the lock up)
         try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tables of a study, from its CSVs: the 8 base optimizers with and without ACME, and the initial step sizes.
 
-Writes table.md, .tex and .csv and robustness.md, .tex and .csv to OUT/STUDY, and prints a summary.
+Writes table, robustness and equal, .md, .tex and .csv, to OUT/STUDY, and prints a summary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from study import (
     Study,
     UsageError,
     command_line,
+    load_equal,
     load_lr,
     load_table,
     write_whole,
@@ -29,6 +30,7 @@ from study import (
 
 NOTHING = "—"
 SIGNIFICANT = 0.05
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,41 @@ class Comparison:
         test = ttest_rel([self.acme.errors[s] for s in seeds], [self.without.errors[s] for s in seeds])
         return float(test.pvalue)
 
-    def test(self) -> str:
-        pairs, p_value = len(self.differences), self.p_value
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the mean difference, by Student's t; None where there is no `p_value`."""
+        from scipy.stats import ttest_rel
+
+        if self.p_value is None:
+            return None
+        seeds = [seed for seed in self.acme.errors if seed in self.without.errors]
+        test = ttest_rel([self.acme.errors[s] for s in seeds], [self.without.errors[s] for s in seeds])
+        low, high = test.confidence_interval(CONFIDENCE)
+        return float(low), float(high)
+
+    def interval_text(self) -> str:
+        pairs, interval = len(self.differences), self.interval
         if pairs == 0:
             return NOTHING
         if pairs == 1:
-            return "one seed: no test"
-        if p_value is None:
-            return f"no spread: no test (n = {pairs})"
-        return (f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001") + f" (n = {pairs})"
+            return "one seed: none"
+        if interval is None:
+            return f"no spread (n = {pairs})"
+        return f"{signed(interval[0])} to {signed(interval[1])} (n = {pairs})"
+
+    def numbers(self) -> dict[str, object]:
+        low, high = self.interval or (None, None)
+        return {
+            "difference": self.mean,
+            "pairs": len(self.differences),
+            "interval_low": low,
+            "interval_high": high,
+            "p_value": self.p_value,
+        }
+
+
+def signed(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:+.2f}".replace("-", "−")
 
 
 # ── The two tables ────────────────────────────────────────────────────────────────────────────────────
@@ -90,14 +118,13 @@ def main_table(study: Study) -> Table:
     for pair in PAIRS:
         without, acme = (study.group(optimizer) for optimizer in pair)
         compared = Comparison(without, acme)
-        difference = NOTHING if compared.mean is None else f"{compared.mean:+.2f}".replace("-", "−")
         cells.append(
             [
                 pair[0].base_name,
                 error_text(without),
                 error_text(acme),
-                difference,
-                compared.test(),
+                signed(compared.mean),
+                compared.interval_text(),
                 *(count_text(group.mean_last("evaluations")) for group in (without, acme)),
                 *(seconds_text(group.mean_last("seconds")) for group in (without, acme)),
             ]
@@ -105,7 +132,7 @@ def main_table(study: Study) -> Table:
         row: dict[str, object] = {"optimizer": pair[0].base_name}
         for side, group in (("without", without), ("acme", acme)):
             row |= {f"{key}_{side}": value for key, value in group_numbers(group).items()}
-        row |= {"difference": compared.mean, "pairs": len(compared.differences), "p_value": compared.p_value}
+        row |= compared.numbers()
         numbers.append(row)
     starts = " and ".join(
         f"{lr:g} ({'Adam' if adam else 'SGD'})"
@@ -119,7 +146,7 @@ def main_table(study: Study) -> Table:
             "Error, %",
             "with ACME",
             "Difference",
-            "Paired t-test",
+            "95 % interval",
             "Evaluations",
             "with ACME",
             "Seconds",
@@ -127,12 +154,70 @@ def main_table(study: Study) -> Table:
         ],
         cells,
         f"Test error after the last epoch ({spread_words(study)}), the difference that ACME makes in "
-        f"percentage points (two-sided test, paired by seed), gradient evaluations and seconds of "
+        f"percentage points (paired by seed, with its 95 % confidence interval by Student's t), gradient evaluations and seconds of "
         f"training. {study.caption}; "
         f"initial step size {starts}.",
         missing(study, PAIRS) + diverged(study) + hardware(study) + study.left_out,
         numbers,
     )
+
+
+def equal_table(table: Study, equal: Study) -> Table:
+    """The 8 base optimizers for as many gradient evaluations as with ACME."""
+    cells, numbers = [], []
+    for pair in PAIRS:
+        without, acme = equal.group(pair[0]), table.group(pair[1])
+        compared = Comparison(without, acme)
+        cells.append(
+            [
+                pair[0].base_name,
+                error_text(without),
+                error_text(acme),
+                signed(compared.mean),
+                compared.interval_text(),
+                *(count_text(group.mean_last("evaluations")) for group in (without, acme)),
+                *(seconds_text(group.mean_last("seconds")) for group in (without, acme)),
+            ]
+        )
+        row: dict[str, object] = {"optimizer": pair[0].base_name}
+        for side, group in (("without", without), ("acme", acme)):
+            row |= {f"{key}_{side}": value for key, value in group_numbers(group).items()}
+        numbers.append(row | compared.numbers())
+    lacking = [pair[0].name for pair in PAIRS if not equal.group(pair[0]).seeds]
+    return Table(
+        "equal",
+        [
+            "Optimizer",
+            "Error, %",
+            "with ACME",
+            "Difference",
+            "95 % interval",
+            "Evaluations",
+            "with ACME",
+            "Seconds",
+            "with ACME",
+        ],
+        cells,
+        f"At equal gradient evaluations: test error after the last epoch ({spread_words(equal)}) of each optimizer "
+        f"trained without ACME for as many evaluations as with it, rounded up to whole epochs, and the difference "
+        f"that ACME makes in percentage points (paired by seed, with its 95 % confidence interval by Student's t). "
+        f"Without ACME: {equal.caption}. With ACME: {table.caption}.",
+        [f"Missing: {name}." for name in lacking] + diverged(equal) + equal.left_out,
+        numbers,
+    )
+
+
+def equal_summary(table: Study, equal: Study) -> list[str]:
+    compared = {
+        pair[0].base_name: Comparison(equal.group(pair[0]), table.group(pair[1])).mean for pair in PAIRS
+    }
+    means = {name: mean for name, mean in compared.items() if mean is not None}
+    better = [name for name, mean in means.items() if mean < 0]
+    return [
+        f"At equal evaluations ACME has the lower error in {len(better)} of {len(means)} pairs"
+        + f": {', '.join(better)}" * bool(better)
+        + "."
+    ]
 
 
 def robustness_table(study: Study) -> Table:
@@ -353,29 +438,43 @@ def robustness_summary(study: Study) -> list[str]:
     return lines
 
 
-def work(results: Path, name: str, out: Path) -> None:
-    parts = (
-        ("table", load_table, main_table, main_summary),
-        ("robustness", load_lr, robustness_table, robustness_summary),
-    )
+def tables_of(results: Path, name: str) -> tuple[list[tuple[Table, list[str]]], list[str]]:
+    """A study's tables, each with its summary in sentences, and why there are not more.
+
+    Raises:
+        UsageError: there are none.
+    """
+    made: list[tuple[Table, list[str]]] = []
     problems = []
-    for part, load, make, summary in parts:
+    table = None
+    try:
+        table = load_table(results, name)
+        made.append((main_table(table), main_summary(table)))
+    except UsageError as problem:
+        problems.append(f"No table: {problem}")
+    try:
+        study = load_lr(results, name)
+        made.append((robustness_table(study), robustness_summary(study)))
+    except UsageError as problem:
+        problems.append(f"No robustness: {problem}")
+    if table is not None:
         try:
-            study = load(results, name)
+            study = load_equal(results, name, table)
+            made.append((equal_table(table, study), equal_summary(table, study)))
         except UsageError as problem:
-            problems.append(f"No {part}: {problem}")
-            continue
-        table = make(study)
-        out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in (
-            ("md", markdown(table)),
-            ("tex", latex(table, name)),
-            ("csv", numbers_csv(table)),
-        ):
-            write_whole(out / f"{part}.{suffix}", text)
-        print("\n".join([table.caption, "", plain(table), "", *summary(study), *table.notes, ""]))
-    if len(problems) == len(parts):
+            problems.append(f"No equal: {problem}")
+    if not made:
         raise UsageError("\n".join(problems))
+    return made, problems
+
+
+def work(results: Path, name: str, out: Path) -> None:
+    made, problems = tables_of(results, name)
+    out.mkdir(parents=True, exist_ok=True)
+    for one, summary in made:
+        for suffix, text in (("md", markdown(one)), ("tex", latex(one, name)), ("csv", numbers_csv(one))):
+            write_whole(out / f"{one.name}.{suffix}", text)
+        print("\n".join([one.caption, "", plain(one), "", *summary, *one.notes, ""]))
     print("\n".join([*problems, f"Written to {out}."]))
 
 

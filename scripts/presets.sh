@@ -1,7 +1,8 @@
 # Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, reduced, paper.
 #
-#   ABOUT     on what machine, and about how long both sweeps take
-#   OPTIONS   the options that all runs share: model, data, epochs, batch, precision
+#   ABOUT     on what machine, and about how long the sweeps take
+#   EPOCHS    of all runs but those of sweep_equal.sh
+#   OPTIONS   the other options that all runs share: model, data, batch, precision
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
 #   LRS       initial step sizes to start from
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
@@ -19,26 +20,30 @@ smoke)
     ABOUT="any machine, about four minutes on two CPU cores, the built-in synthetic set"
     DATASET=synthetic
     STUDY=${STUDY:-smoke}
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 300 --batch-size 100 --epochs 2)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 300 --batch-size 100)
+    EPOCHS=2
     LRS="1e-4 1e-1 100"
     SEEDS=${SEEDS:-42}
     ;;
 quick)
     ABOUT="two CPU cores, 20 minutes"
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100 --epochs 3
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100
         --precision bfloat16)
+    EPOCHS=3
     LRS="1e-4 3e-3 1e-1 3 100" # every one and a half decades
     SEEDS=${SEEDS:-42}
     ;;
 reduced)
     ABOUT="one GPU, meant to take about an hour, not measured yet"
-    OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200 --epochs 30
+    OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200
         --precision bfloat16 --compile)
+    EPOCHS=30
     SEEDS=${SEEDS:-42 43 44}
     ;;
 paper)
     ABOUT="one GPU, days, not measured yet"
-    OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --epochs 200 --precision tf32)
+    OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --precision tf32)
+    EPOCHS=200
     SEEDS=${SEEDS:-42 43 44}
     LR_SEEDS=${LR_SEEDS:-42 43 44}
     ;;
@@ -59,5 +64,5 @@ synthetic) STUDY=${STUDY:-$PRESET-synthetic} ;;
     ;;
 esac
 
-OPTIONS+=(--dataset "$DATASET")
+OPTIONS+=(--epochs "$EPOCHS" --dataset "$DATASET")
 if [ -n "${DATA_DIR:-}" ]; then OPTIONS+=(--data-dir "$DATA_DIR"); fi

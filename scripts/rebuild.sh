@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tables or figures of one study, from the CSVs in results/ alone.
+# Tables, figures or the report of one study, from the CSVs in results/ alone.
 #
-#   [PRESET=quick | STUDY=NAME] [RESULTS=results] [FIGURES=figures] scripts/rebuild.sh tables|figures
+#   [PRESET=quick | STUDY=NAME] [RESULTS=results] [FIGURES=figures] scripts/rebuild.sh tables|figures|report
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,8 +15,11 @@ figures)
     "$PYTHON" scripts/plot_curves.py "${arguments[@]}"
     "$PYTHON" scripts/plot_robustness.py "${arguments[@]}"
     ;;
+report)
+    "$PYTHON" scripts/make_report.py "${arguments[@]}"
+    ;;
 *)
-    echo "usage: scripts/rebuild.sh tables|figures" >&2
+    echo "usage: scripts/rebuild.sh tables|figures|report" >&2
     exit 2
     ;;
 esac

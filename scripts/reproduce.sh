@@ -25,11 +25,11 @@ device=$("$PYTHON" -c '
 import torch
 from icassp25.train import device_name
 print(device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))')
-runs=$((16 * $(wc -w <<<"$SEEDS") + 4 * $(wc -w <<<"$LRS") * $(wc -w <<<"$LR_SEEDS")))
+runs=$((24 * $(wc -w <<<"$SEEDS") + 4 * $(wc -w <<<"$LRS") * $(wc -w <<<"$LR_SEEDS")))
 cat <<TEXT
 Reproducing ACME: preset $PRESET (for: $ABOUT)
   on       $device
-  runs     $runs: 16 optimizers × seeds $SEEDS, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
+  runs     $runs: 16 optimizers × seeds $SEEDS, the 8 without ACME for as many evaluations, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
   each     ${OPTIONS[*]}
   into     $RESULTS/$STUDY, $FIGURES/$STUDY
 TEXT
@@ -55,8 +55,11 @@ scripts/sweep_table.sh || status=$?
 if [ $status = 130 ]; then exit 130; fi
 scripts/sweep_lr.sh || status=$?
 if [ $status = 130 ]; then exit 130; fi
+scripts/sweep_equal.sh || status=$?
+if [ $status = 130 ]; then exit 130; fi
 if [ "${DRY_RUN:-0}" = 0 ]; then
     scripts/rebuild.sh figures
+    scripts/rebuild.sh report
     scripts/rebuild.sh tables # last: it prints the summary
     if [ -e "figures/$STUDY/table.md" ] && [ "$FIGURES" != figures ]; then
         echo "The committed numbers to compare with: figures/$STUDY/table.md and robustness.md"

@@ -13,7 +13,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +125,39 @@ def load_table(results: Path, study: str) -> Study:
     return _study(kept, left_out)
 
 
+def load_equal(results: Path, study: str, table: Study) -> Study:
+    """The base optimizers of `results/<study>/equal`, trained for as many evaluations as `table`'s with ACME.
+
+    Raises:
+        UsageError: no finished run there.
+    """
+    runs, left_out = _load(results / study / "equal", frozenset({"epochs"}))
+    kept = []
+    for run in runs:
+        base = Optimizer.of(run.config)
+        with_acme = table.group(replace(base, acme=True)).finished
+        if base.acme or not with_acme:
+            left_out.append(f"{run.path.name} is left out: nothing in the table to compare it with.")
+            continue
+        other = with_acme[0]
+        different = [
+            name for name in run.config.same_run(other.config) if name not in {"epochs", "acme", "seed"}
+        ]
+        wanted, there = (int(r.frame["evaluations"].iloc[-1]) for r in (other, run))
+        epoch = run.config.steps_per_epoch * (1 + run.config.asam)
+        if different:
+            left_out.append(
+                f"{run.path.name} is left out: it differs from the table's in {', '.join(different)}."
+            )
+        elif not run.diverged and not wanted <= there < wanted + epoch:
+            left_out.append(
+                f"{run.path.name} is left out: {there:,} evaluations, where ACME's run took {wanted:,}."
+            )
+        else:
+            kept.append(run)
+    return _study(kept, left_out)
+
+
 def load_lr(results: Path, study: str) -> Study:
     """SGD and Adam with and without ACME over the initial step sizes of `results/<study>/lr`.
 
@@ -149,14 +182,14 @@ def load_lr(results: Path, study: str) -> Study:
 _VARIED = frozenset({"seed", "lr", "acme", "adam", "asam", "nesterov", "device"})
 
 
-def _load(folder: Path) -> tuple[list[Run], list[str]]:
+def _load(folder: Path, varied: frozenset[str] = frozenset()) -> tuple[list[Run], list[str]]:
     runs, left_out = read_study(folder)
     if not runs:
         reasons = " " + " ".join(left_out) if left_out else ""
         raise UsageError(
             f"{folder} holds no finished run; scripts/sweep_{folder.name}.sh makes them.{reasons}"
         )
-    scale = [name for name in runs[0].config.to_dict() if name not in _VARIED]
+    scale = [name for name in runs[0].config.to_dict() if name not in _VARIED | varied]
     runs = _keep_most(runs, lambda one, other: _differences(one, other, scale), folder, left_out)
     return runs, left_out
 
@@ -210,6 +243,11 @@ def _study(runs: list[Run], left_out: list[str]) -> Study:
     return Study(grouped, _caption(kept) if kept else "", seeds, sorted(left_out))
 
 
+def _epochs(runs: list[Run]) -> str:
+    epochs = sorted({run.config.epochs for run in runs})
+    return " or ".join(map(str, epochs)) + " epoch" + "s" * (epochs[-1] > 1)
+
+
 def _caption(runs: list[Run]) -> str:
     """The scale of the runs in words: model, data, epochs, batch, seeds, device, precision."""
     config = runs[0].config
@@ -226,7 +264,7 @@ def _caption(runs: list[Run]) -> str:
             f"{config.available_images:,} training images",
             *([f"{config.validation:,} validation images"] if config.validation else []),
             *([f"dropout {config.dropout:g}"] if config.dropout else []),
-            f"{config.epochs} epoch" + "s" * (config.epochs > 1),
+            _epochs(runs),
             f"batch size {config.batch_size}",
             ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)),
             " and ".join(sorted({str(run.sidecar["device"]) for run in runs})),

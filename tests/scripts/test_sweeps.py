@@ -7,13 +7,16 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from icassp25.config import RunConfig
+from icassp25.runlog import is_locked
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = {"smoke": 1, "quick": 1, "reduced": 3, "paper": 3}  # seeds of the table
@@ -87,6 +90,23 @@ def test_lr_lists_both_optimizers_with_and_without_acme(preset: str) -> None:
         assert float(c.output.removeprefix(prefix).removesuffix(f".seed{c.seed}.csv")) == c.lr
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_equal_takes_the_evaluations_of_the_table_with_acme(preset: str) -> None:
+    table = {
+        (c.adam, c.asam, c.nesterov, c.seed): c
+        for c in (config(command) for command in listed("table", PRESET=preset))
+        if c.acme
+    }
+    configs = [config(command) for command in listed("equal", PRESET=preset)]
+    assert len(configs) == 8 * PRESETS[preset]
+    for c in configs:
+        other = table.pop((c.adam, c.asam, c.nesterov, c.seed))
+        assert set(c.same_run(other)) == {"acme", "epochs"}
+        evaluations, wanted = c.epochs * (1 + c.asam), other.epochs * (2 + other.asam)
+        assert wanted <= evaluations < wanted + 1 + c.asam
+    assert not table
+
+
 def test_presets_are_the_scales_they_are_called() -> None:
     scales = {preset: config(listed("table", PRESET=preset)[0]) for preset in PRESETS}
     assert scales["smoke"].train_images <= 1000 and scales["smoke"].epochs <= 2
@@ -115,6 +135,7 @@ def test_settings_from_outside() -> None:
     named = config(listed("lr", STUDY="mine", RESULTS="/else where", DATA_DIR="/my data")[0])
     assert named.output is not None and named.output.startswith("/else where/mine/lr/")
     assert named.data_dir == "/my data"
+    assert {config(command).seed for command in listed("equal", SEEDS="7 8")} == {7, 8}
     assert {config(command).seed for command in listed("table", SEEDS="7 8")} == {7, 8}
     assert {config(command).seed for command in listed("lr", LR_SEEDS="7")} == {7}
     assert listed("table", PYTHON="/my python")[0][0] == "/my python"
@@ -136,7 +157,8 @@ def stub(tmp_path: Path) -> Path:
 
 def environment(stub: Path, **more: str) -> dict[str, str]:
     defaults = {"FAIL": "nothing", "INTERRUPTED": "nothing", "SLEEP": "0", "PRESET": "smoke"}
-    return {"PYTHON": str(stub), "LOG": str(stub.with_name("log")), **defaults, **more}
+    folders = {"LOG": str(stub.with_name("log")), "RESULTS": str(stub.with_name("results"))}
+    return {"PYTHON": str(stub), **folders, **defaults, **more}
 
 
 def lines(stub: Path) -> list[str]:
@@ -147,7 +169,8 @@ def lines(stub: Path) -> list[str]:
 def test_what_is_listed_is_what_runs_from_any_folder(stub: Path, tmp_path: Path, name: str) -> None:
     done = sweep(name, cwd=tmp_path, **environment(stub))
     assert done.returncode == 0 and done.stderr == ""
-    expected = [shlex.join(command[1:]) for command in listed(name, PRESET="smoke")]
+    results = str(stub.with_name("results"))
+    expected = [shlex.join(command[1:]) for command in listed(name, PRESET="smoke", RESULTS=results)]
     assert lines(stub) == [f"{ROOT} {command}" for command in expected]
     assert f"{len(expected)} of {len(expected)} runs done" in done.stdout
 
@@ -164,6 +187,111 @@ def test_a_failing_run_is_reported_and_the_others_go_on(stub: Path) -> None:
     assert "smoke/table/sgd-asam-acme.seed42 FAILED (exit code 3)" in done.stderr
     assert done.stderr.splitlines()[-1] == "== FAILED: table/sgd-asam-acme.seed42"
     assert "15 of 16 runs done" in done.stdout
+
+
+def test_of_a_failed_run_the_end_of_its_log_is_shown(stub: Path, tmp_path: Path) -> None:
+    stub.write_text(stub.read_text().replace("exit 3", "echo the reason; exit 3"))
+    done = sweep("table", **environment(stub, FAIL="table/adam.seed42.csv", RESULTS=str(tmp_path / "r")))
+    assert done.returncode == 1
+    assert "the reason" in done.stderr
+    assert "the reason" in (tmp_path / "r" / "smoke" / "table" / "adam.seed42.log").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_so_many_runs_at_a_time(stub: Path, jobs: int) -> None:
+    text = stub.read_text().replace("exec sleep $SLEEP", 'sleep $SLEEP; echo end >> "$LOG"')
+    stub.write_text(text)
+    done = sweep("lr", **environment(stub, SLEEP="0.4", JOBS=str(jobs)))
+    assert done.returncode == 0 and "12 of 12 runs done" in done.stdout
+    at_once = [0]
+    for line in lines(stub):
+        at_once.append(at_once[-1] + (-1 if line == "end" else 1))
+    assert max(at_once) == jobs and at_once[-1] == 0
+    outputs = [line.split("--output ")[1].split()[0] for line in lines(stub) if line != "end"]
+    assert len(set(outputs)) == 12
+
+
+def test_a_gpu_each(stub: Path, tmp_path: Path) -> None:
+    stub.write_text(stub.read_text().replace('echo "$PWD $*"', 'echo "$CUDA_VISIBLE_DEVICES"'))
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = sweep("table", **environment(stub, SLEEP="0.3", JOBS="2", PATH=path))
+    assert done.returncode == 0
+    assert Counter(lines(stub)) == {"0": 8, "1": 8}
+    stub.with_name("log").unlink()
+    done = sweep("table", **environment(stub, SLEEP="0.3", JOBS="2", PATH=path, CUDA_VISIBLE_DEVICES="3,5"))
+    assert set(lines(stub)) == {"3", "5"}
+
+
+def test_cores_are_divided(stub: Path) -> None:
+    cores = int(subprocess.check_output(["getconf", "_NPROCESSORS_ONLN"]))
+    assert sweep("table", **environment(stub, JOBS="2")).returncode == 0
+    assert all(line.endswith(f"--threads {max(1, cores // 2)}") for line in lines(stub))
+
+
+def test_what_another_process_trains_is_asked_for_again(stub: Path) -> None:
+    busy = stub.with_name("busy")
+    busy.touch()
+    text = f'*table/sgd.seed42*) if [ -e {busy} ]; then rm {busy}; exit 75; fi;; *"$FAIL"*)'
+    stub.write_text(stub.read_text().replace('*"$FAIL"*)', text))
+    done = sweep("table", **environment(stub, RETRY_S="0"))
+    assert done.returncode == 0 and "16 of 16 runs done" in done.stdout
+    assert "waiting for 1 runs" in done.stdout
+    assert sum("table/sgd.seed42" in line for line in lines(stub)) == 2
+
+
+@pytest.mark.parametrize("jobs", ["0", "two", "-1"])
+def test_jobs_out_of_range(jobs: str) -> None:
+    done = sweep("table", JOBS=jobs)
+    assert done.returncode == 2 and "JOBS" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
+    """The second leaves it to the first; where the first is killed, the next one goes on from its checkpoint."""
+    output = tmp_path / "run.csv"
+    command = [
+        sys.executable, str(ROOT / "icassp25" / "cifar100.acme.py"), "--resume", "--output", str(output),
+        "--dataset", "synthetic", "--train-images", "200", "--batch-size", "100", "--depth", "4",
+        "--width-alpha", "1", "--device", "cpu", "--epochs", "300",
+    ]  # fmt: skip
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (output.exists() and len(output.read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline and first.poll() is None
+            time.sleep(0.1)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 75 and "another process is training this run" in second.stderr
+        assert is_locked(output)
+    finally:
+        first.kill()
+        first.wait()
+    assert not is_locked(output)
+    third = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert third.stdout is not None
+    assert any("resumed after epoch" in third.stdout.readline() for _ in range(2))
+    third.terminate()
+    _, errors = third.communicate(timeout=60)
+    assert third.returncode == 130 and "interrupted: --resume goes on" in errors and "Traceback" not in errors
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_status(tmp_path: Path, made: SimpleNamespace) -> None:
+    folder = tmp_path / "smoke"
+    scale = {"train_images": 300, "epochs": 2, "dataset": "synthetic", "depth": 4, "width_alpha": 1}
+    made.run(folder / "table" / "sgd.seed42.csv", lr=0.1, **scale)
+    (folder / "table" / "adam.seed42.log").write_text("no memory\n")
+    (folder / "table" / "adam-acme.seed42.log").write_text("interrupted: --resume goes on\n")
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "status.sh")],
+        env={"PATH": os.environ["PATH"], "PRESET": "smoke", "RESULTS": str(tmp_path), "PYTHON": sys.executable},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    counts = dict(reversed(line.split()) for line in done.splitlines() if line.split()[0].isdigit())
+    assert counts == {"finished": "1", "running": "0", "interrupted": "1", "failed": "1", "missing": "33"}
+    assert "adam.seed42.csv: no memory" in done and "time left: about" in done
 
 
 def test_an_interrupted_run_ends_the_sweep(stub: Path) -> None:

@@ -82,6 +82,9 @@ def test_table_numbers(results: Path, made_of: SimpleNamespace) -> None:
         # the paired t-test, written out
         t = difference.mean() / (difference.std(ddof=1) / np.sqrt(3))
         assert row["pairs"] == 3 and row["p_value"] == pytest.approx(2 * stats.t.sf(abs(t), 2), rel=1e-9)
+        half = stats.t.ppf(0.975, 2) * difference.std(ddof=1) / np.sqrt(3)
+        interval = difference.mean() - half, difference.mean() + half
+        assert (row["interval_low"], row["interval_high"]) == pytest.approx(interval, rel=1e-9)
 
 
 def test_robustness_numbers(results: Path, made_of: SimpleNamespace) -> None:
@@ -241,7 +244,7 @@ def test_as_many_of_two_scales_is_refused(made: SimpleNamespace, tmp_path: Path)
 def test_one_seed_has_neither_deviation_nor_test(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
     made.table(tmp_path / "s" / "table", (42,), dataset="synthetic")
     tables, table = load(script, tmp_path)
-    assert {row[4] for row in table.cells} == {"one seed: no test"}
+    assert {row[4] for row in table.cells} == {"one seed: none"}
     assert not any("±" in cell for row in table.cells for cell in row) and "±" not in table.caption
     assert "synthetic data (not CIFAR-100)" in table.caption
     assert all(row["p_value"] is None and row["error_std_acme"] is None for row in table.numbers)
@@ -285,7 +288,36 @@ def test_equal_differences_have_no_test(made: SimpleNamespace, script: Any, tmp_
             cells[9] = repr(0.5 if acme else 0.75)  # the last test error
             path.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
     _, table = load(script, tmp_path)
-    assert table.cells[0][1:5] == ["75.00 ± 0.00", "50.00 ± 0.00", "−25.00", "no spread: no test (n = 2)"]
+    assert table.cells[0][1:5] == ["75.00 ± 0.00", "50.00 ± 0.00", "−25.00", "no spread (n = 2)"]
+
+
+def test_equal_evaluations(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    made.table(tmp_path / "s" / "table", (42, 43))
+    folder = tmp_path / "s" / "equal"
+    for seed in (42, 43):
+        made.run(folder / f"sgd.seed{seed}.csv", seed=seed, epochs=8)
+        made.run(folder / f"sgd-asam.seed{seed}.csv", seed=seed, asam=True, epochs=6)
+    made.run(folder / "adam.seed42.csv", lr=0.001, adam=True, epochs=4)  # too short
+    made.run(folder / "sgd-nesterov.seed42.csv", lr=0.3, nesterov=True, epochs=8)  # from elsewhere
+    tables = script("make_tables")
+    study = tables.load_table(tmp_path, "s")
+    equal = tables.load_equal(tmp_path, "s", study)
+    table = tables.equal_table(study, equal)
+    numbers = {row["optimizer"]: row for row in table.numbers}
+    for name, evaluations in (("SGD", 80), ("SGD + ASAM", 120)):
+        assert numbers[name]["evaluations_without"] == numbers[name]["evaluations_acme"] == evaluations
+        assert numbers[name]["pairs"] == 2
+    errors = [
+        [100 * pd.read_csv(path)["test_error"].iloc[-1] for path in sorted(where.glob(f"{name}.seed*.csv"))]
+        for where, name in ((folder, "sgd"), (tmp_path / "s" / "table", "sgd-acme"))
+    ]
+    assert numbers["SGD"]["difference"] == pytest.approx(np.mean(errors[1]) - np.mean(errors[0]))
+    notes = " ".join(table.notes)
+    assert "adam.seed42.csv is left out: 40 evaluations, where ACME's run took 80." in notes
+    assert "sgd-nesterov.seed42.csv is left out: it differs from the table's in nesterov, lr" in notes or (
+        "sgd-nesterov.seed42.csv is left out: it differs from the table's in lr" in notes
+    )
+    assert "Missing: Adam." in notes
 
 
 def test_devices_that_differ_are_said(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
