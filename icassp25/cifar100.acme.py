@@ -2,10 +2,8 @@
 """Train a WRN or a PyramidNet on CIFAR-100 with ACME, or with one of its 16 combinations, and leave a CSV."""
 
 import argparse
-import os
 import signal
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,18 +86,6 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 
 def main() -> None:
-    ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
-
-    def leave(code: int, words: str = "") -> None:
-        """End the process; of several ranks, without the end of their connections, which may abort."""
-        if words and (rank == 0 or code == 2):  # torchrun ends all of them with the first
-            print(words, file=sys.stderr)
-        if ranks == 1:
-            sys.exit(code)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
     config = parse()
     path = runlog.csv_path(config.output) if config.output else Path("results/runs") / f"{config.name}.csv"
     # Also where they are inherited as ignored, as by what a shell script starts in the background.
@@ -109,7 +95,7 @@ def main() -> None:
         if runlog.settled(path, config):
             print(f"already finished: {path}")
             return
-        with runlog.locked(path) if rank == 0 else nullcontext():
+        with runlog.locked(path):
             if runlog.settled(path, config):  # by the process that held the lock
                 print(f"already finished: {path}")
                 return
@@ -117,21 +103,14 @@ def main() -> None:
 
             run(config, path)
     except runlog.TakenElsewhere as error:
-        leave(TAKEN_ELSEWHERE, f"cifar100.acme.py: {error}")
+        print(f"cifar100.acme.py: {error}", file=sys.stderr)
+        sys.exit(TAKEN_ELSEWHERE)
     except UsageError as error:
-        leave(2, f"cifar100.acme.py: {error}")
-    except RuntimeError as error:
-        if ranks == 1 or "peer" not in str(error):
-            raise
-        print(
-            f"rank {rank}: another rank has died; --resume goes on from the last finished epoch",
-            file=sys.stderr,
-        )
-        leave(1)
+        print(f"cifar100.acme.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        leave(130, "interrupted: --resume goes on from the last finished epoch")
-    if ranks > 1:
-        leave(0)
+        print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

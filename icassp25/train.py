@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icassp25 import augment, data, ranks, runlog
+from icassp25 import augment, data, runlog
 from icassp25.config import RunConfig, UsageError
 from icassp25.models import build_model
 from icassp25.sampling import stratified_order
@@ -37,8 +37,6 @@ TEST_BATCH = 1_000
 def run(config: RunConfig, path: Path) -> None:
     """Train as `config` says, logging to `path` (a CSV) and the JSON beside it.
 
-    Under torchrun, with the other ranks (see `ranks`); the first writes, and returns when all is written.
-
     With `config.resume`, go on from the checkpoint beside `path` if there is one; on the CPU, with the same
     number of threads, the run is then bit for bit the one that was not interrupted. A run that diverges (a loss
     that is not finite) ends early, logged as diverged, without an error.
@@ -47,44 +45,30 @@ def run(config: RunConfig, path: Path) -> None:
         UsageError: something the configuration asks for is not there (device, data, optimizer, folder).
     """
     device = resolve_device(config)
-    ranks.start(config, device)
-    first = ranks.number() == 0  # the rank that writes
     runlog.check_writable(path)
     optimizer_class = _optimizer_class(config.acme_script)
-    wandb = _start_wandb(config) if first else None
+    wandb = _start_wandb(config)
     torch.set_num_threads(config.threads)
     _set_precision(config, device)
-    if not first:
-        ranks.together()  # until the first has downloaded what is missing
     images = data.load(config, device)
-    if first:
-        ranks.together()
     experiment = Experiment(config, images, device, optimizer_class)
     checkpoint = path.with_suffix(".checkpoint")
     rows: list[runlog.Row] = []
     if config.resume and checkpoint.exists():
         rows = experiment.load(checkpoint)
-    ranks.together()  # all have read the checkpoint, or seen that there is none
-    log = None
-    if first:
-        if not rows:
-            checkpoint.unlink(missing_ok=True)
-        log = runlog.RunLog(path, config, _describe(experiment), rows)
-        _print_start(experiment, path, resumed=len(rows))
-    while len(rows) < config.epochs and not any(row.diverged for row in rows):
-        row = experiment.epoch(len(rows) + 1)
-        rows.append(row)
+    else:
+        checkpoint.unlink(missing_ok=True)
+    log = runlog.RunLog(path, config, _describe(experiment), rows)
+    _print_start(experiment, path, resumed=len(rows))
+    while len(log.rows) < config.epochs and not any(row.diverged for row in log.rows):
+        row = experiment.epoch(len(log.rows) + 1)
         # The checkpoint first: if the process ends between the two, the CSV is rewritten from its rows.
-        experiment.save(checkpoint, rows)
-        if log is None:
-            continue
+        experiment.save(checkpoint, [*log.rows, row])
         log.append(row)
         _print_row(row, config)
         if wandb is not None:
             cells = zip(runlog.columns(config), row.cells(config), strict=True)
             wandb.log({name: float(text) for name, text in cells if text})
-    if log is None:
-        return
     log.finish()
     checkpoint.unlink(missing_ok=True)
     if wandb is not None:
@@ -133,12 +117,9 @@ class Experiment:
         self.device = device
         torch.manual_seed(config.seed)
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        model = build_model(config).to(device, memory_format=torch.channels_last)
-        self.model, self.train_model = ranks.distributed(model, device)
-        if config.compile:  # for training only: the test's batches would each cost another compilation
-            self.train_model = torch.compile(self.train_model, dynamic=False)  # type: ignore[assignment]
-        if ranks.number() > 0:
-            torch.manual_seed(config.seed + ranks.number())  # other dropout masks on every rank
+        self.model = build_model(config).to(device, memory_format=torch.channels_last)
+        # Compiled for training only: the test's batches would each cost another compilation.
+        self.train_model = torch.compile(self.model, dynamic=False) if config.compile else self.model
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.optimizer = optimizer_class(
             self.model,
@@ -177,10 +158,8 @@ class Experiment:
         finite = self._train(number, tally)
         if self.scheduler is not None and finite:
             self.scheduler.step()
-        train_loss = (
-            ranks.total(tally.loss).item() / ranks.count() / max(tally.steps, 1) if finite else math.nan
-        )
-        train_error = ranks.total(tally.wrong).item() / max(tally.steps * config.batch_size, 1)
+        train_loss = tally.loss.item() / max(tally.steps, 1) if finite else math.nan
+        train_error = tally.wrong.item() / max(tally.steps * config.batch_size, 1)
         self.progress.seconds += time.perf_counter() - start
         test_loss, test_error = self.test(self.images.test_images, self.images.test_labels)
         validation: tuple[float | None, float | None] = (None, None)
@@ -214,7 +193,7 @@ class Experiment:
             desc=f"epoch {number}/{config.epochs}",
             unit="step",
             leave=False,
-            disable=not sys.stderr.isatty() or ranks.number() > 0,
+            disable=not sys.stderr.isatty(),
         ) as bar:
             for indices in order.split(chunk):
                 inputs = augment.augment(images[indices], self.images.mean, self.images.std, self.generator)
@@ -224,7 +203,7 @@ class Experiment:
                 )
                 for batch, targets in batches:
                     try:
-                        self._step(ranks.part(batch), ranks.part(targets), tally)
+                        self._step(batch, targets, tally)
                     except FloatingPointError:
                         return False
                     bar.update()
@@ -266,26 +245,19 @@ class Experiment:
         loss = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch, targets in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
-            batch, targets = ranks.part(batch), ranks.part(targets)
-            if not len(batch):
-                continue
             inputs = augment.normalise(batch, self.images.mean, self.images.std)
             with self._autocast():
                 logits = self.model(inputs.to(memory_format=torch.channels_last))
                 loss += self.criterion(logits, targets).to(loss.dtype) * len(batch)
             wrong += (logits.argmax(1) != targets).sum()
-        return ranks.total(loss).item() / len(images), ranks.total(wrong).item() / len(images)
+        return loss.item() / len(images), wrong.item() / len(images)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def save(self, path: Path, rows: list[runlog.Row]) -> None:
-        """Write the checkpoint, whole or not at all; of several ranks, the first does."""
-        cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        rngs = ranks.gathered((torch.get_rng_state(), cuda_rng))
-        if ranks.number() > 0:
-            return
+        """Write the checkpoint, whole or not at all."""
         content = {
             "options": self.config.to_dict(),
             "rows": [asdict(row) for row in rows],
@@ -294,7 +266,8 @@ class Experiment:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "generator": self.generator.get_state(),
-            "rngs": rngs,  # of each rank, torch's global generators: CPU and CUDA
+            "cpu_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         torch.save(content, temporary)
@@ -320,11 +293,9 @@ class Experiment:
             self.scheduler.load_state_dict(content["scheduler"])
         self.progress = Progress(**content["progress"])
         self.generator.set_state(content["generator"])
-        if ranks.number() < len(content["rngs"]):  # more ranks than before begin new ones
-            cpu_rng, cuda_rng = content["rngs"][ranks.number()]
-            torch.set_rng_state(cpu_rng)
-            if cuda_rng is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(cuda_rng, self.device)
+        torch.set_rng_state(content["cpu_rng"])
+        if content["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(content["cuda_rng"], self.device)
         return [runlog.Row(**row) for row in content["rows"]]
 
 
@@ -339,7 +310,7 @@ def resolve_device(config: RunConfig) -> torch.device:
     Raises:
         UsageError: no such device, or a precision it does not have.
     """
-    name = ranks.local_device(config)
+    name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -389,7 +360,7 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
 
     return {
         "parameters": experiment.parameters,
-        "device": device_name(experiment.device) + (f" × {ranks.count()}" if ranks.count() > 1 else ""),
+        "device": device_name(experiment.device),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),

@@ -41,6 +41,9 @@ def test_smoke_preset_end_to_end(tmp_path: Path) -> None:
     assert {"table.md", "table.tex", "table.csv", "robustness.md", "equal.md"} <= made
     assert {"robustness_error.png", "robustness_step_size.pdf", "test_error_evaluations.png"} <= made
     assert "synthetic" in (figures / "table.md").read_text()
+    report = (figures / "report.html").read_text()
+    assert report.count("<figure>") == 10 and "http" not in report  # all in one file
+    assert all(f"{part}/" in report for part in ("table", "lr", "equal"))
     text = (figures / "table.md").read_text()
     assert "—" not in re.sub(r"^.*Table.*$", "", text.split("\n\n")[1]) and "ASAM" in text
 
@@ -87,7 +90,19 @@ def test_a_wrong_folder_is_an_error_not_a_reason_for_synthetic(no_data: str, tmp
 def test_make_help_names_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     named = {line.split()[0] for line in done.stdout.splitlines()}
-    assert named >= {"help", "reproduce", "data", "smoke", "tables", "figures", "test", "lint", "clean"}
+    assert named >= {
+        "help",
+        "reproduce",
+        "status",
+        "data",
+        "smoke",
+        "tables",
+        "figures",
+        "report",
+        "bench",
+        "test",
+        "lint",
+    }
     rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert rules <= named
 

@@ -81,7 +81,7 @@ def test_a_run_that_is_cut_off_goes_on_in_its_next_slot(tmp_path: Path) -> None:
     try:
         wait(lambda: "0" in log(), 60)
         time.sleep(0.5)  # so that the stub listens
-        subprocess.run(["scancel", "--signal=TERM", "--batch", f"{job}_0"], check=True)
+        subprocess.run(["scancel", "--signal=TERM", "--batch", f"{job}_0"], check=False)
         wait(lambda: not queue(), 400)  # SLURM lets a requeued job wait for two minutes
         assert sorted(log()) == sorted(["0", *(str(number) for number in range(8))])
     finally:

@@ -118,7 +118,7 @@ def test_texts_show_the_numbers(made_of: SimpleNamespace) -> None:
         difference = f"{float(row['difference']):+.2f}".replace("-", "−")
         start = f"| {row['optimizer']} | "
         line = next(line for line in markdown.splitlines() if line.startswith(start))
-        assert f" | {mean:.2f} ± {deviation:.2f} | {difference} | p " in line
+        assert f" | {mean:.2f} ± {deviation:.2f} | {difference} | " in line
         assert rf"{mean:.2f} $\pm$ {deviation:.2f} & {difference.replace('−', '$-$')} & p " in latex
         assert line.split(" | ")[1].split(" ± ")[0] in made_of.printed
     assert "n = 3" in markdown
