@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain, repeat
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -659,11 +659,8 @@ class Acme(Optimizer):
         )
         if not trial.looked:
             return [bucket.moments() for bucket in trial.buckets]
-        return [
-            bucket.moments_and_look(bucket.group["step_size"])
-            for bucket in trial.buckets
-            if isinstance(bucket, _CompiledBucket)
-        ]
+        buckets = cast("list[_CompiledBucket]", trial.buckets)
+        return [bucket.moments_and_look(bucket.group["step_size"]) for bucket in buckets]
 
     def _fresh(self, found: list[tuple[dict[str, Any], str, Tensor]]) -> list[tuple[dict[str, Any], Tensor]]:
         """The parameters whose averages begin in this step, or perhaps do."""
@@ -854,10 +851,9 @@ class Acme(Optimizer):
         # look-ahead and a limit of 1, as both nearly always are. Not where waiting for other ranks may fail.
         leapt = trial.looked and trial.ranks is None and not (options["adam"] or options["nesterov"])
         if leapt:
+            compiled = cast("list[_CompiledBucket]", buckets)
             sums = [
-                bucket.moments_and_leap(alpha * gain)
-                for bucket, gain in zip(buckets, gains, strict=True)
-                if isinstance(bucket, _CompiledBucket)
+                bucket.moments_and_leap(alpha * gain) for bucket, gain in zip(compiled, gains, strict=True)
             ]
         else:
             sums = [bucket.moments_ahead(trial.factor) for bucket in buckets]

@@ -12,7 +12,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from study import (
     LR_PAIRS,
@@ -27,6 +29,9 @@ from study import (
     load_table,
     write_whole,
 )
+
+if TYPE_CHECKING:
+    from scipy.stats._result_classes import TtestResult
 
 NOTHING = "—"
 SIGNIFICANT = 0.05
@@ -61,27 +66,26 @@ class Comparison:
     def mean(self) -> float | None:
         return statistics.fmean(self.differences) if self.differences else None
 
-    @property
-    def p_value(self) -> float | None:
+    @cached_property
+    def test(self) -> TtestResult | None:
         """Two-sided paired t-test; None below two common seeds, or where all differences are equal."""
         from scipy.stats import ttest_rel
 
         seeds = [seed for seed in self.acme.errors if seed in self.without.errors]
         if len(seeds) < 2 or len(set(self.differences)) == 1:
             return None
-        test = ttest_rel([self.acme.errors[s] for s in seeds], [self.without.errors[s] for s in seeds])
-        return float(test.pvalue)
+        return ttest_rel([self.acme.errors[s] for s in seeds], [self.without.errors[s] for s in seeds])
+
+    @property
+    def p_value(self) -> float | None:
+        return None if self.test is None else float(self.test.pvalue)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean difference, by Student's t; None where there is no `p_value`."""
-        from scipy.stats import ttest_rel
-
-        if self.p_value is None:
+        """95 % confidence interval of the mean difference, by Student's t."""
+        if self.test is None:
             return None
-        seeds = [seed for seed in self.acme.errors if seed in self.without.errors]
-        test = ttest_rel([self.acme.errors[s] for s in seeds], [self.without.errors[s] for s in seeds])
-        low, high = test.confidence_interval(CONFIDENCE)
+        low, high = self.test.confidence_interval(CONFIDENCE)
         return float(low), float(high)
 
     def interval_text(self) -> str:
@@ -112,15 +116,29 @@ def signed(number: float | None) -> str:
 # ── The two tables ────────────────────────────────────────────────────────────────────────────────────
 
 
-def main_table(study: Study) -> Table:
-    """The 8 base optimizers, each without and with ACME."""
+COMPARED = [
+    "Optimizer",
+    "Error, %",
+    "with ACME",
+    "Difference",
+    "95 % interval",
+    "Evaluations",
+    "with ACME",
+    "Seconds",
+    "with ACME",
+]
+"""The columns of `compare`."""
+
+
+def compare(without_acme: Study, with_acme: Study) -> tuple[list[list[str]], list[dict[str, object]]]:
+    """The 8 base optimizers of one study beside the same with ACME of another (or of the same): cells, numbers."""
     cells, numbers = [], []
-    for pair in PAIRS:
-        without, acme = (study.group(optimizer) for optimizer in pair)
+    for base, adapted in PAIRS:
+        without, acme = without_acme.group(base), with_acme.group(adapted)
         compared = Comparison(without, acme)
         cells.append(
             [
-                pair[0].base_name,
+                base.base_name,
                 error_text(without),
                 error_text(acme),
                 signed(compared.mean),
@@ -129,11 +147,16 @@ def main_table(study: Study) -> Table:
                 *(seconds_text(group.mean_last("seconds")) for group in (without, acme)),
             ]
         )
-        row: dict[str, object] = {"optimizer": pair[0].base_name}
+        row: dict[str, object] = {"optimizer": base.base_name}
         for side, group in (("without", without), ("acme", acme)):
             row |= {f"{key}_{side}": value for key, value in group_numbers(group).items()}
-        row |= compared.numbers()
-        numbers.append(row)
+        numbers.append(row | compared.numbers())
+    return cells, numbers
+
+
+def main_table(study: Study) -> Table:
+    """The 8 base optimizers, each without and with ACME."""
+    cells, numbers = compare(study, study)
     starts = " and ".join(
         f"{lr:g} ({'Adam' if adam else 'SGD'})"
         for adam in (False, True)
@@ -141,17 +164,7 @@ def main_table(study: Study) -> Table:
     )
     return Table(
         "table",
-        [
-            "Optimizer",
-            "Error, %",
-            "with ACME",
-            "Difference",
-            "95 % interval",
-            "Evaluations",
-            "with ACME",
-            "Seconds",
-            "with ACME",
-        ],
+        COMPARED,
         cells,
         f"Test error after the last epoch ({spread_words(study)}), the difference that ACME makes in "
         f"percentage points (paired by seed, with its 95 % confidence interval by Student's t), gradient evaluations and seconds of "
@@ -164,39 +177,11 @@ def main_table(study: Study) -> Table:
 
 def equal_table(table: Study, equal: Study) -> Table:
     """The 8 base optimizers for as many gradient evaluations as with ACME."""
-    cells, numbers = [], []
-    for pair in PAIRS:
-        without, acme = equal.group(pair[0]), table.group(pair[1])
-        compared = Comparison(without, acme)
-        cells.append(
-            [
-                pair[0].base_name,
-                error_text(without),
-                error_text(acme),
-                signed(compared.mean),
-                compared.interval_text(),
-                *(count_text(group.mean_last("evaluations")) for group in (without, acme)),
-                *(seconds_text(group.mean_last("seconds")) for group in (without, acme)),
-            ]
-        )
-        row: dict[str, object] = {"optimizer": pair[0].base_name}
-        for side, group in (("without", without), ("acme", acme)):
-            row |= {f"{key}_{side}": value for key, value in group_numbers(group).items()}
-        numbers.append(row | compared.numbers())
+    cells, numbers = compare(equal, table)
     lacking = [pair[0].name for pair in PAIRS if not equal.group(pair[0]).seeds]
     return Table(
         "equal",
-        [
-            "Optimizer",
-            "Error, %",
-            "with ACME",
-            "Difference",
-            "95 % interval",
-            "Evaluations",
-            "with ACME",
-            "Seconds",
-            "with ACME",
-        ],
+        COMPARED,
         cells,
         f"At equal gradient evaluations: test error after the last epoch ({spread_words(equal)}) of each optimizer "
         f"trained without ACME for as many evaluations as with it, rounded up to whole epochs, and the difference "

@@ -64,7 +64,8 @@ def look_at(config: RunConfig) -> Entry:
         return Entry(config, path, "finished", epochs, seconds, str(about.get("status")))
     if runlog.is_locked(path):
         return Entry(config, path, "running", epochs, seconds, f"epoch {epochs + 1} of {config.epochs}")
-    if last.startswith("interrupted") or (about and not last):
+    # A killed run's log ends with an epoch's row.
+    if last.startswith("interrupted") or last[:1].isdigit() or (about and not last):
         return Entry(config, path, "interrupted", epochs, seconds, f"after epoch {epochs} of {config.epochs}")
     if lines:
         return Entry(config, path, "failed", epochs, seconds, last)

@@ -40,7 +40,7 @@ pids=()            # by place: the process of the run there, or nothing
 places=()          # by place: the number of the run there
 failed=()
 elsewhere=() # numbers of runs
-done=0
+finished=0
 
 gpus=()
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
@@ -112,8 +112,8 @@ ended() {
     local name=${names[number]} log="$RESULTS/$STUDY/${names[number]}.log"
     case $status in
     0)
-        done=$((done + 1))
-        echo "[$done/${#names[@]}] $STUDY/$name: $(tail -n 1 "$log")"
+        finished=$((finished + 1))
+        echo "[$finished/${#names[@]}] $STUDY/$name: $(tail -n 1 "$log")"
         ;;
     "$TAKEN_ELSEWHERE")
         elsewhere+=("$number")
@@ -153,7 +153,7 @@ report() {
         sleep "${RETRY_S:-10}"
         train "${waiting[@]}"
     done
-    echo "== $STUDY: $done of ${#names[@]} runs done"
+    echo "== $STUDY: $finished of ${#names[@]} runs done"
     if [ ${#failed[@]} = 0 ]; then return; fi
     printf '== FAILED: %s\n' "${failed[@]}" >&2
     exit 1

@@ -284,13 +284,14 @@ def test_status(tmp_path: Path, made: SimpleNamespace) -> None:
     made.run(folder / "table" / "sgd.seed42.csv", lr=0.1, **scale)
     (folder / "table" / "adam.seed42.log").write_text("no memory\n")
     (folder / "table" / "adam-acme.seed42.log").write_text("interrupted: --resume goes on\n")
+    (folder / "table" / "adam-asam.seed42.log").write_text("epoch    evals\n    1      480     9.5\n")
     done = subprocess.run(
         [str(ROOT / "scripts" / "status.sh")],
         env={"PATH": os.environ["PATH"], "PRESET": "smoke", "RESULTS": str(tmp_path), "PYTHON": sys.executable},
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     counts = dict(reversed(line.split()) for line in done.splitlines() if line.split()[0].isdigit())
-    assert counts == {"finished": "1", "running": "0", "interrupted": "1", "failed": "1", "missing": "33"}
+    assert counts == {"finished": "1", "running": "0", "interrupted": "2", "failed": "1", "missing": "32"}
     assert "adam.seed42.csv: no memory" in done and "time left: about" in done
 
 
