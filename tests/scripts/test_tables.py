@@ -115,11 +115,15 @@ def test_texts_show_the_numbers(made_of: SimpleNamespace) -> None:
     latex = (made_of.folder / "table.tex").read_text()
     for row in numbers:
         mean, deviation = float(row["error_mean_acme"]), float(row["error_std_acme"])
-        difference = f"{float(row['difference']):+.2f}".replace("-", "−")
+        difference, low, high = (
+            f"{float(row[name]):+.2f}".replace("-", "−")
+            for name in ("difference", "interval_low", "interval_high")
+        )
         start = f"| {row['optimizer']} | "
         line = next(line for line in markdown.splitlines() if line.startswith(start))
-        assert f" | {mean:.2f} ± {deviation:.2f} | {difference} | " in line
-        assert rf"{mean:.2f} $\pm$ {deviation:.2f} & {difference.replace('−', '$-$')} & p " in latex
+        assert f" | {mean:.2f} ± {deviation:.2f} | {difference} | {low} to {high} (n = 3) | " in line
+        interval = f"{difference} & {low} to {high} (n = 3) & ".replace("−", "$-$")
+        assert rf"{mean:.2f} $\pm$ {deviation:.2f} & {interval}" in latex
         assert line.split(" | ")[1].split(" ± ")[0] in made_of.printed
     assert "n = 3" in markdown
 
