@@ -1478,8 +1478,8 @@ class _Bucket:
     ) -> None:
         """Put the parameters at (weights - size·direction)·(1 - weight_decay).
 
-        `bounded`: what 16 bits cannot hold becomes their largest number. A trial point may overflow: its loss
-        says so.
+        `bounded`: what 16 bits, or with Nesterov's term any dtype, cannot hold becomes its largest number. A trial
+        point may overflow: its loss says so.
         """
         there = self.read(self.params)
         start = there if self.weights is None else self.weights
@@ -1494,7 +1494,8 @@ class _Bucket:
                 moved = torch.add(self.of_state(start), direction, alpha=-size)
         if weight_decay:
             moved.mul_(1 - weight_decay)
-        if bounded and moved.dtype != there.dtype:
+        # Nesterov's last term takes a gradient that no limit bounds: times the step size it may be anything.
+        if bounded and (moved.dtype != there.dtype or self.group["nesterov"]):
             most = torch.finfo(there.dtype).max
             moved.clamp_(-most, most)
         self.write(self.params, moved)
@@ -1683,10 +1684,8 @@ def _moved(start: Tensor, direction: Tensor, size: Tensor, keep: Tensor | None, 
     """(start - size·direction)·keep; `keep` is 1 - weight decay, None at a trial point; see `_Bucket.place`."""
     moved = start.to(direction.dtype) - size * direction
     if keep is not None:
-        moved = moved * keep
-        if moved.dtype != dtype:
-            most = torch.finfo(dtype).max
-            moved = moved.clamp(-most, most)
+        most = torch.finfo(dtype).max
+        moved = (moved * keep).clamp(-most, most)
     return moved.to(dtype)
 
 

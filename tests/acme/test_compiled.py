@@ -4,6 +4,7 @@ import shutil
 from functools import partial
 
 import pytest
+import test_edges
 import test_nonfinite
 import test_reference
 import torch
@@ -132,6 +133,11 @@ def test_non_finite_look_ahead(mode) -> None:
     for key, _ in model.named_parameters():
         assert torch.equal(before["model"][key], after["model"][key])
     assert optimizer.param_groups[0]["step_size"] == step_size * 0.9
+
+
+def test_nesterovs_term(monkeypatch) -> None:
+    monkeypatch.setattr(test_edges, "Acme", Compiled)
+    test_edges.test_nesterovs_term_never_makes_weights_infinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -375,3 +375,19 @@ def test_sums_in_float32_where_there_is_no_float64(mode, monkeypatch) -> None:
         train(model, Acme(model, start(mode), **mode), data, 5)
         results.append(vector(model.parameters()))
     torch.testing.assert_close(*results, rtol=2e-3, atol=2e-4)
+
+
+def test_nesterovs_term_never_makes_weights_infinite() -> None:
+    """The second gradient enters the step as it is, and times the step size it may be more than float32 holds."""
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = Acme([weight], 1e5, (0.0, 0.9), acme=True, nesterov=True)
+    evaluations = iter([(1.0, 1e-3), (0.9, 3e38)])
+
+    def closure() -> float:
+        loss, gradient = next(evaluations)
+        weight.grad = torch.tensor([gradient])
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.report.applied > 10
+    assert weight.item() == -torch.finfo(torch.float32).max
