@@ -26,7 +26,7 @@ smoke)
     SEEDS=${SEEDS:-42}
     ;;
 quick)
-    ABOUT="two CPU cores, 20 minutes"
+    ABOUT="two CPU cores, 25 minutes"
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100
         --precision bfloat16)
     EPOCHS=3
