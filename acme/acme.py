@@ -48,6 +48,12 @@ CLIPPED_FALL = 1.1  # fall of the loss, in units of what the slopes say, that th
 CLIPPED_STEPS = 8
 FINAL_ANNEALING = 0.01  # the annealing factor once `total_steps` steps are done
 
+# `adapt_every`: when the step size counts as settled. Not published.
+TREND_MEMORY = 0.8  # decay rate, per look-ahead, of the average of τ/α - 1
+SETTLED_TREND = (
+    0.5  # below it the step size has settled (while it grows from far below, the average tends to 1)
+)
+
 # Elements of the parameters that one pass takes at once, which bounds the temporaries: on the CPU few enough
 # to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part,
 # elsewhere so many that the start of an operation does not count.
@@ -57,7 +63,9 @@ DEVICE_ELEMENTS = 1 << 24
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
 _SWITCHES = ("acme", "adam", "asam", "nesterov")
-_SHARED_OPTIONS = (*_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm")
+_SHARED_OPTIONS = (
+    *_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm", "gain", "adapt_every"
+)  # fmt: skip
 
 # Options of torch's optimizers that a group may bring along, and what to say instead of ignoring them.
 _FOREIGN_OPTIONS = {
@@ -242,7 +250,7 @@ class Acme(Optimizer):
         m ← β1·m + (1 - β1)·g'        v ← β2·v + (1 - β2)·g'²        d = m / D
         w ← w - α·d                                    acme=False: α is lr
         l1, g1 at w - α·d;  τ, σ = adapt(l0, l1, Σ d·g0, Σ d·g1, α, β1)
-        w ← w - γ·(σ if l1 > l0 else α)·d              acme=True: γ damps and anneals
+        w ← w - γ·(σ if l1 > l0 else α)·d              acme=True: γ damps and anneals, times `gain`
         α ← β1·α + (1 - β1)·τ
 
     Args:
@@ -274,6 +282,12 @@ class Acme(Optimizer):
         compile: compile the arithmetic between the evaluations with `torch.compile`, which then goes over the
             memory as seldom as it can. Takes some seconds in the first two steps, and on the CPU a C++ compiler;
             pays for millions of parameters. Results differ by rounding. Not saved with the state.
+        gain: factor on γ, and so on every step with `acme`. 1 is the published algorithm; larger ones pay in
+            short trainings, smaller ones where the step size is still too large. Not published.
+        adapt_every: look ahead, and adapt the step size, at least in every `adapt_every`-th step; the others
+            take one evaluation less. The interval starts at 1, doubles while the step size has settled, and
+            halves while it moves. One look-ahead after i steps counts as i of them would: the step size's memory
+            is β1^i, within half and double. 1 is the published algorithm. Not published.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.
@@ -314,6 +328,8 @@ class Acme(Optimizer):
         max_grad_norm: float | None = None,
         process_group: dist.ProcessGroup | None = None,
         compile: bool = False,
+        gain: float = 1.0,
+        adapt_every: int = 1,
     ) -> None:
         if not isinstance(compile, bool):
             raise TypeError(f"Invalid compile: {compile!r} (expected True or False)")
@@ -332,6 +348,8 @@ class Acme(Optimizer):
             "differentiable": differentiable,
             "total_steps": total_steps,
             "max_grad_norm": max_grad_norm,
+            "gain": gain,
+            "adapt_every": adapt_every,
         }
         defaults = _checked(defaults)
         self._model = model if isinstance(model, nn.Module) else None
@@ -434,7 +452,7 @@ class Acme(Optimizer):
     def step(
         self, closure: Callable[[], Any] | None = None, scaler: torch.amp.GradScaler | None = None
     ) -> Any:
-        """One step: 1 evaluation of `closure`, +1 with `asam`, +1 with `acme`.
+        """One step: 1 evaluation of `closure`, +1 with `asam`, +1 with `acme` where it looks ahead.
 
         Args:
             closure: zeroes the gradients, evaluates loss and gradient on one batch and returns the loss, a
@@ -502,7 +520,8 @@ class Acme(Optimizer):
 
         Within the block, evaluate the batch (zero the gradients, forward, backward) and hand the loss of that
         evaluation to the next part: ``ascend(loss)`` with `asam`, then ``look(loss)`` with `acme`, then
-        ``leap(loss)``. Each but the last is followed by another evaluation of the same batch::
+        ``leap(loss)``. Each but the last is followed by another evaluation of the same batch. With `adapt_every`,
+        `next_part` says whether ``look`` is due in this step::
 
             with optimizer.step_in_parts():
                 loss = evaluate()
@@ -524,6 +543,11 @@ class Acme(Optimizer):
         self._opt_called = True  # what learning-rate schedulers look for
         for after in chain(self._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
             after(self, (), {})
+
+    @property
+    def next_part(self) -> str | None:
+        """The part of the step in progress that is due next: "ascend", "look" or "leap"; None outside a step."""
+        return self._trial.parts[0] if self._trial is not None and self._trial.parts else None
 
     @torch.no_grad()
     def ascend(self, loss: Tensor | float) -> None:
@@ -653,7 +677,7 @@ class Acme(Optimizer):
         trial.looked = (
             trial.compile
             and options["t"] > 1  # for once each pass alone, so that all are compiled then
-            and options["acme"]
+            and trial.looks
             and options["max_grad_norm"] is None
             and not trial.ahead_of_device
         )
@@ -811,14 +835,19 @@ class Acme(Optimizer):
             bucket.climb(size if trial.start.later else float(size))
 
     def _leap(self, trial: _Trial) -> None:
-        """Update the averages and move by `lr` (`acme` off)."""
+        """Update the averages and move by `lr`; with `acme`, by γ times the step size as it is."""
+        first = trial.buckets[0].group
+        if first["acme"]:
+            lengths = {id(b.group): _damping(b.group) * b.group["step_size"] for b in trial.buckets}
+        else:
+            lengths = {id(b.group): float(b.group["lr"]) for b in trial.buckets}
+            for group in self.param_groups:
+                group["step_size"] = float(group["lr"])
         for bucket in trial.buckets:
-            bucket.leap(float(bucket.group["lr"]), trial.factor, trial.clip)
-        for group in self.param_groups:
-            group["step_size"] = float(group["lr"])
-        alpha = trial.buckets[0].group["step_size"]
+            bucket.leap(lengths[id(bucket.group)], trial.factor, trial.clip)
+        alpha, applied = first["step_size"], lengths[id(first)]
         self._report = Report(
-            trial.l0, None, None, None, None, alpha, alpha, float(trial.limit), trial.evaluations
+            trial.l0, None, None, None, None, alpha, applied, float(trial.limit), trial.evaluations
         )
 
     def _look(self, trial: _Trial) -> None:
@@ -840,7 +869,8 @@ class Acme(Optimizer):
         options = self.param_groups[0]
         buckets, max_norm = trial.buckets, options["max_grad_norm"]
         reference = next((b.group for b in buckets if b.group["step_size"] > 0), buckets[0].group)
-        alpha, beta1 = reference["step_size"], buckets[0].beta1
+        alpha, steps = reference["step_size"], reference["look_interval"]
+        memory = buckets[0].beta1 ** steps  # of the step size, since the last look-ahead
 
         def relative(group: dict[str, Any]) -> float:
             """A group's step size in units of the first's: exactly 1 for equal groups."""
@@ -881,11 +911,11 @@ class Acme(Optimizer):
             for bucket in buckets:
                 bucket.give_up(trial.factor)
             for group in self.param_groups:
-                group["step_size"] *= beta1
+                group["step_size"] *= memory if steps == 1 else max(memory, 0.5)
             self._report = Report(l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, limit, trial.evaluations)
             return
 
-        target, step, decision = adapt(l0, l1, p0, p1, alpha, beta1)
+        target, step, decision = adapt(l0, l1, p0, p1, alpha, memory)
         worse = l1 > l0
         clip1 = float(_clip(reading.totals, max_norm))
         factor1 = clip1 * float(_limit(trial.plan, reading.totals, clip1))
@@ -896,9 +926,25 @@ class Acme(Optimizer):
                 bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if l1 < l0 else None)
         applied = _damping(reference) * length
         for group, ratio in [(group, relative(group)) for group in self.param_groups]:
-            group["step_size"] = beta1 * group["step_size"] + (1 - beta1) * target * ratio
+            before = group["step_size"]
+            group["step_size"] = memory * before + (1 - memory) * target * ratio
+            if steps > 1:
+                group["step_size"] = min(max(group["step_size"], before / 2), 2 * before)
+        self._settle(target / alpha - 1 if alpha > 0 else 0.0)
         self._report = Report(l0, l1, p0, p1, decision, alpha, applied, limit, trial.evaluations)
         self._watch_for_clipping(float(start.totals[:, 3].sum().sqrt()), self._report)
+
+    def _settle(self, move: float) -> None:
+        """Choose the interval to the next look-ahead; `move` is τ/α - 1, by which the step size was wrong."""
+        move = max(-1.0, min(move, 1.0))
+        for group in self.param_groups:
+            trend = group["trend"]
+            group["trend"] = trend = (
+                move if trend is None else TREND_MEMORY * trend + (1 - TREND_MEMORY) * move
+            )
+            interval = group["look_interval"]
+            interval = 2 * interval if abs(trend) < SETTLED_TREND else interval // 2
+            group["look_interval"] = max(1, min(interval, group["adapt_every"]))
 
     def _catch_up(self, trial: _Trial) -> None:
         """What was put off to the one wait for the device: is all finite, does every parameter take part?"""
@@ -930,9 +976,15 @@ class Acme(Optimizer):
             self._report = Report(trial.l0, None, None, None, decision, alpha, 0.0, 1.0, trial.evaluations)
             return
         assert self._report is not None
+        failed = self._report.decision is Decision.NON_FINITE
         for group in self.param_groups:
-            group["t"] = 1 if self._report.decision is Decision.NON_FINITE else group["t"] + 1
+            group["t"] = 1 if failed else group["t"] + 1
             group["annealing_step"] += 1
+            if failed:
+                group["look_interval"], group["trend"] = 1, None
+            if trial.looks:
+                group["look_in"] = group["look_interval"]
+            group["look_in"] = max(group["look_in"] - 1, 0)
 
     # Warnings -------------------------------------------------------------------------------------------
 
@@ -1295,7 +1347,7 @@ class _Bucket:
             start, stop = self.span
             return self.trial.ordered(self.owners[0], self.strides[0])[start:stop]
         result = self.read(self.trial.gradients_of(self.owners))
-        if self.group["acme"]:  # which reads it again
+        if self.trial.looks:  # which reads it again
             self.packed_gradient = result
         return result
 
@@ -1395,13 +1447,13 @@ class _Bucket:
     def climb(self, size: float | Tensor) -> None:
         """Move to ASAM's point, `size`·T²·s uphill, from where the step starts."""
         self.save_weights()
-        if self.group["acme"]:
+        if self.trial.looks:
             self.g0 = self.keep("start", self.gradient())
         scaled, scales = self.scaled_ascent()
         self.place(scaled if scales is None else scaled.mul_(scales), -size)
 
     def leap(self, size: float, factor: float | Tensor, clip: float | Tensor) -> None:
-        """Update the averages and move by `size` (`acme` off)."""
+        """Update the averages and move by `size` (without a look-ahead)."""
         gradient = self.gradient()
         m, v = _updated(self.factors, *self.averages(), gradient, factor, self.room, commit=True)
         self.move(m, v, size, gradient if self.group["nesterov"] else None, clip)
@@ -1900,7 +1952,7 @@ class _CompiledBucket(_Bucket):
         g, there = self.raw_gradient(), self.read(self.params)
         _, v = self.averages() if self.v else (None, None)
         weights = self.memory("weights", there.dtype)
-        start = self.memory("start", self.dtype) if self.group["acme"] else None
+        start = self.memory("start", self.dtype) if self.trial.looks else None
         more = self.vector(size if isinstance(size, Tensor) else self.bounded(size))
         self.run(_pass_climb, more, v, g, there, weights, start, self.weight)
         self.weights, self.g0 = weights, start
@@ -2066,7 +2118,8 @@ class _Trial:
     def __init__(self, optimizer: Acme, scaler: torch.amp.GradScaler | None) -> None:
         options = optimizer.param_groups[0]
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.parts = ["ascend"] * options["asam"] + ["look"] * options["acme"] + ["leap"]  # still to come
+        self.looks = options["acme"] and options["look_in"] == 0
+        self.parts = ["ascend"] * options["asam"] + ["look"] * self.looks + ["leap"]  # still to come
         self.done = False
         self.model = optimizer._model
         self.scaler, self.scaled = scaler, optimizer._scaled
@@ -2307,7 +2360,7 @@ def _clip(totals: Tensor, max_norm: float | None) -> float | Tensor:
 
 
 def _damping(group: dict[str, Any]) -> float:
-    """γ, times what a scheduler made of `lr`: the factor on the step size that is applied."""
+    """γ, times `gain` and what a scheduler made of `lr`: the factor on the step size that is applied."""
     beta1, _ = group["betas"]
     annealing = 1.0
     if group["total_steps"] is not None:
@@ -2315,7 +2368,7 @@ def _damping(group: dict[str, Any]) -> float:
         annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + math.cos(math.pi * done)) / 2
     scheduled: float = float(group["lr"]) / group["reference_lr"] if group["reference_lr"] else 1.0
     momentum: float = 2 * (1 - beta1) / (1 + beta1) * (1 + 2 * beta1) / (2 - beta1)
-    return momentum * annealing * scheduled
+    return momentum * annealing * scheduled * float(group["gain"])
 
 
 def _to_host(values: list[Tensor]) -> list[float]:
@@ -2385,6 +2438,10 @@ def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     group.setdefault("reference_lr", float(group.get("initial_lr", group["lr"])))
     group.setdefault("t", first.get("t", 1))
     group.setdefault("annealing_step", first.get("annealing_step", 0))
+    # Steps from the last look-ahead to the next, steps still to come before that, and the average of τ/α - 1.
+    group.setdefault("look_interval", first.get("look_interval", 1))
+    group.setdefault("look_in", first.get("look_in", 0))
+    group.setdefault("trend", first.get("trend"))
 
 
 def _settings(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -2450,4 +2507,16 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"Invalid max_grad_norm: {norm} (expected a positive number, or None for no clipping)"
         )
+    checked["gain"] = _number(options, "gain")
+    if checked["gain"] == 0:
+        raise ValueError(f"Invalid gain: {options['gain']} (expected a positive number; 1 for none)")
+    every = options["adapt_every"]
+    if isinstance(every, bool) or not isinstance(every, Integral):
+        raise TypeError(f"Invalid adapt_every: {every!r} (expected a whole number)")
+    if every < 1:
+        raise ValueError(f"Invalid adapt_every: {every} (expected at least 1; 1 to look ahead in every step)")
+    checked["adapt_every"] = int(every)
+    for name, without in (("gain", 1.0), ("adapt_every", 1)):
+        if checked[name] != without and not checked["acme"]:
+            raise ValueError(f"Invalid {name}: {options[name]} (expected {without:g} without acme=True)")
     return checked

@@ -58,6 +58,11 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     switch("--asam", "adaptive sharpness-aware minimisation (one more evaluation a step)")
     switch("--adam", "Adam's element-wise scaling, with bias correction")
     switch("--nesterov", "Nesterov momentum")
+    option(
+        "--gain", "factor on every step with --acme; 1 is the published algorithm", type=float, metavar="X"
+    )
+    option("--adapt-every", "look ahead at least in every N-th step with --acme, rarely once the step size has settled; "
+           "1 is the published algorithm", type=int, metavar="N")  # fmt: skip
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")
     option("--seed", "of weights, sampling, augmentation and dropout", type=int, metavar="N")
     option("--device", "auto, cpu, cuda, cuda:1, …", metavar="NAME")

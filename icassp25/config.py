@@ -51,6 +51,8 @@ class RunConfig:
     nesterov: bool = False
     rho: float = 1.0
     eta: float = 0.0
+    gain: float = 1.0
+    adapt_every: int = 1
     acme_script: str = "acme"
     seed: int = 42
     device: str = "auto"
@@ -97,13 +99,17 @@ class RunConfig:
         ):
             value = getattr(self, name)
             need(value in choices, name, value, "one of " + ", ".join(choices))
-        for name in ("batch_size", "epochs", "threads", "width_alpha"):
+        for name in ("batch_size", "epochs", "threads", "width_alpha", "adapt_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         for name in ("lr", "weight_decay", "rho", "eta"):
             value = getattr(self, name)
             need(math.isfinite(value) and value >= 0, name, value, "a finite number of at least 0")
         for name in ("dropout", "momentum", "label_smoothing"):
             need(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
+        need(math.isfinite(self.gain) and self.gain > 0, "gain", self.gain, "a finite number above 0")
+        for name, without in (("gain", 1.0), ("adapt_every", 1)):
+            value = getattr(self, name)
+            need(self.acme or value == without, name, value, f"{without:g} without --acme")
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number of at least 0")
 
         if self.model == "WRN":

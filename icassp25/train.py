@@ -136,6 +136,7 @@ class Experiment:
             bias_correction=config.adam,
             total_steps=config.epochs * config.steps_per_epoch,
             **({"compile": True} if config.compile else {}),
+            **({"gain": config.gain, "adapt_every": config.adapt_every} if config.acme else {}),
         )
         self.scheduler = None
         if not config.acme:

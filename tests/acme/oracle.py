@@ -47,7 +47,7 @@ class Oracle:
     def __init__(
         self, w: Tensor, sizes: list[int], is_weight: list[bool], groups: list[int], *, lr, betas, weight_decay,
         rho, eta, epsilon=1e-8, acme=False, adam=False, asam=False, nesterov=False, bias_correction=False,
-        total_steps=50_000, max_grad_norm=None,
+        total_steps=50_000, max_grad_norm=None, gain=1.0, adapt_every=1,
     ) -> None:  # fmt: skip
         self.w = w.clone()
         self.sizes = sizes
@@ -65,6 +65,8 @@ class Oracle:
         self.epsilon, self.total_steps, self.bias_correction = epsilon, total_steps, bias_correction
         self.acme, self.adam, self.asam, self.nesterov = acme, adam, asam, nesterov
         self.max_grad_norm = max_grad_norm
+        self.gain, self.adapt_every = gain, adapt_every
+        self.interval, self.since, self.moves = 1, 0, []
         self.m = self.v = None
         self.t, self.done, self.code, self.applied = 1, 0, None, None
 
@@ -104,26 +106,38 @@ class Oracle:
         g = self.clip(g)
         self.update(g)
         d = self.m / self.D()
-        if not self.acme:
+        done = min(self.done / self.total_steps, 1.0) if self.total_steps else 0.0
+        annealing = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+        b = self.beta1
+        gamma = self.gain * 2 * (1 - b) / (1 + b) * (1 + 2 * b) / (2 - b) * annealing
+        self.since += 1
+        if not self.acme or self.since < self.interval:
+            size = gamma * self.alpha if self.acme else self.alpha
             direction = self.beta1 * d + (1 - self.beta1) * g / self.D() if self.nesterov else d
-            self.w = (self.w - self.alpha * direction) * (1 - self.alpha * self.decay)
+            self.w = (self.w - size * direction) * (1 - size * self.decay)
             self.t += 1
+            self.done += 1
+            self.code = None
             return l0
         l1, g1 = f(self.w - self.alpha * d)
         # The joint direction is α·d: a step of 1.
         p0, p1 = (self.alpha * d * g0).sum().item(), (self.alpha * d * g1).sum().item()
-        target, step, self.code = plain_adapt(l0, l1, p0, p1, 1.0, self.first_beta1)
-        done = min(self.done / self.total_steps, 1.0) if self.total_steps else 0.0
-        annealing = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
-        b = self.beta1
-        gamma = 2 * (1 - b) / (1 + b) * (1 + 2 * b) / (2 - b) * annealing
+        memory = self.first_beta1**self.since
+        target, step, self.code = plain_adapt(l0, l1, p0, p1, 1.0, memory)
         a = gamma * (step if l1 > l0 else 1.0) * self.alpha
         self.applied = a
         direction = d
         if self.nesterov:
             direction = b * d + (1 - b) * self.clip(g0 if l1 > l0 else g1) / self.D()
         self.w = (self.w - a * direction) * (1 - a * self.decay)
-        self.alpha = (self.first_beta1 + (1 - self.first_beta1) * target) * self.alpha
+        change = memory + (1 - memory) * target
+        self.alpha = self.alpha * (change if self.since == 1 else min(max(change, 0.5), 2.0))
+        # The trend: an exponential average of τ/α - 1 that begins with the first.
+        self.moves.append(min(max(target - 1, -1.0), 1.0))
+        trend = self.moves[0] * 0.8 ** (len(self.moves) - 1)
+        trend += sum(0.2 * move * 0.8**age for age, move in enumerate(reversed(self.moves[1:])))
+        self.interval = min(2 * self.interval if abs(trend) < 0.5 else self.interval // 2, self.adapt_every)
+        self.interval, self.since = max(self.interval, 1), 0
         if l1 < l0:
             self.update(self.clip(g1))
         self.t += 1

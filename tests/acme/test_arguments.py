@@ -28,6 +28,7 @@ def test_the_documented_defaults() -> None:
         "asam": False, "rho": 1.0, "eta": 0.0, "nesterov": False, "bias_correction": False,
         "differentiable": False, "total_steps": 50_000,
         "max_grad_norm": None, "process_group": None, "compile": False,
+        "gain": 1.0, "adapt_every": 1,
     }  # fmt: skip
 
 
@@ -58,6 +59,12 @@ def test_the_documented_defaults() -> None:
         ({"bias_correction": 1.0}, TypeError, "bias_correction: 1.0"),
         ({"total_steps": 0}, ValueError, "total_steps: 0 (expected at least 1, or None"),
         ({"total_steps": 10.0}, TypeError, "total_steps: 10.0"),
+        ({"gain": 0, "acme": True}, ValueError, "gain: 0 (expected a positive number"),
+        ({"gain": math.inf, "acme": True}, ValueError, "gain: inf"),
+        ({"gain": 2.0}, ValueError, "gain: 2.0 (expected 1 without acme=True)"),
+        ({"adapt_every": 0, "acme": True}, ValueError, "adapt_every: 0 (expected at least 1"),
+        ({"adapt_every": 2.0, "acme": True}, TypeError, "adapt_every: 2.0"),
+        ({"adapt_every": 5}, ValueError, "adapt_every: 5 (expected 1 without acme=True)"),
         ({"total_steps": True}, TypeError, "total_steps: True"),
         ({"differentiable": True}, ValueError, "no derivative"),
     ],

@@ -101,6 +101,8 @@ class History(RuleBasedStateMachine):
             epsilon=[1e-8, 0.0, 1e-3][draw % 3], weight_decay=[0.0, 0.01][draw // 5 % 2], rho=[1.0, 0.05][draw // 7 % 2],
             eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3],
         )  # fmt: skip
+        if self.acme:
+            self.options.update(gain=[1.0, 3.0][draw // 17 % 2], adapt_every=[1, 1, 3][draw // 19 % 3])
         if self.options["adam"] and not self.acme:  # a tiny denominator would make any step size a large one
             self.options.update(epsilon=1e-8, lr=min(self.options["lr"], 1e-3))
         seen[tuple(self.options[name] for name in ("acme", "adam", "asam", "nesterov"))] += 1
@@ -118,6 +120,10 @@ class History(RuleBasedStateMachine):
         else:
             self.optimizer = Acme(named, **self.options)
         self.twin: tuple | None = None
+
+    def looks(self) -> bool:
+        """Whether the next step looks ahead."""
+        return self.options["acme"] and self.optimizer.param_groups[0]["look_in"] == 0
 
     # What must hold ---------------------------------------------------------------------------------------
 
@@ -176,7 +182,7 @@ class History(RuleBasedStateMachine):
                 if self.options["asam"]:
                     optimizer.ascend(loss)
                     loss = closure()
-                if self.options["acme"]:
+                if optimizer.next_part == "look":
                     optimizer.look(loss)
                     loss = closure()
                 optimizer.leap(loss)
@@ -296,7 +302,7 @@ class History(RuleBasedStateMachine):
 
     @rule(order=st.lists(st.sampled_from(["ascend", "look", "leap"]), max_size=4), draw=numbers)
     def wrong_order(self, order: list[str], draw: int) -> None:
-        right = ["ascend"] * self.options["asam"] + ["look"] * self.options["acme"] + ["leap"]
+        right = ["ascend"] * self.options["asam"] + ["look"] * self.looks() + ["leap"]
         if order[: len(right)] == right:
             return
         landscape = Landscape("bowl", draw, 1.0, 0, 0)

@@ -29,18 +29,22 @@ class Quadratic(nn.Module):
 
 
 @all_modes
-@pytest.mark.parametrize("variant", ["one group", "equal groups", "unequal groups", "clipped"])
+@pytest.mark.parametrize(
+    "variant", ["one group", "equal groups", "unequal groups", "clipped", "unequal groups, rarely"]
+)
 def test_equals_the_oracle(mode, variant) -> None:
     """25 steps of a small network in float64, all group variants, against the vector form."""
     model, data = net(), batches()
     names, params = zip(*model.named_parameters(), strict=True)
     options = dict(lr=start(mode), betas=(0.8, 0.97), weight_decay=0.01, rho=0.2, eta=0.01)
-    groups = [i % 2 if variant.endswith("groups") else 0 for i in range(len(params))]
+    groups = [i % 2 if "groups" in variant else 0 for i in range(len(params))]
     per_group = [dict(options) for _ in range(max(groups) + 1)]
-    if variant == "unequal groups":
+    if variant.startswith("unequal groups"):
         per_group[1] = dict(lr=options["lr"] * 0.3, betas=(0.6, 0.9), weight_decay=0.0, rho=0.1, eta=0.1)
     norm = 0.6 if variant == "clipped" else None  # of gradients of 0.4 to 1
     shared = dict(**mode, bias_correction=mode["adam"], total_steps=30, max_grad_norm=norm)
+    if variant.endswith("rarely") and mode["acme"]:
+        shared.update(gain=2.5, adapt_every=5)
     optimizer = Acme(
         [
             {
@@ -69,20 +73,24 @@ def test_equals_the_oracle(mode, variant) -> None:
 
         return f
 
-    if variant == "unequal groups" and mode["acme"]:
+    if variant.startswith("unequal groups") and mode["acme"]:
         # γ is each group's own (its betas'); the step size's memory is the first group's for all.
         assert optimizer.param_groups[0]["betas"] != optimizer.param_groups[1]["betas"]
+    intervals: set[int] = set()
     for i in range(25):
         batch = data[i % len(data)]
         loss = optimizer.step(make_closure(model, optimizer, batch))
         expected = oracle.step(function(batch))
         assert float(loss) == pytest.approx(expected, rel=1e-9)
         assert optimizer.report.decision == oracle.code
+        assert optimizer.report.evaluations == 1 + mode["asam"] + (oracle.code is not None)
         torch.testing.assert_close(vector(params), oracle.w, rtol=1e-8, atol=1e-11)
+        intervals.add(oracle.interval)
     for g, group in enumerate(optimizer.param_groups):
         alphas = oracle.alpha[oracle.group == g]
         assert group["step_size"] == pytest.approx(alphas[0].item(), rel=1e-9)
         assert (alphas == alphas[0]).all()
+    assert len(intervals) == 1 or variant.endswith("rarely") and mode["acme"]
 
 
 @all_modes

@@ -1,0 +1,166 @@
+"""`gain` and `adapt_every`: options on top of the published algorithm, off by default.
+
+That both follow their formulas in all modes is `test_step.py`'s comparison with the oracle; that they survive
+checkpoints, exceptions and bad numbers is in `test_state.py` and `test_fuzz.py`.
+"""
+
+import math
+
+import pytest
+import torch
+from common import assert_same, batches, make_closure, net, snapshot, train, vector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acme import Acme, Decision
+
+ACME_MODES = [
+    {"acme": True, "adam": adam, "asam": asam, "nesterov": nesterov}
+    for adam in (False, True)
+    for asam in (False, True)
+    for nesterov in (False, True)
+]
+
+
+@pytest.mark.parametrize("mode", ACME_MODES)
+def test_gain_multiplies_the_applied_step(mode) -> None:
+    data, reports, moves = batches(), [], []
+    for gain in (1.0, 3.0):
+        model = net()
+        before = vector(model.parameters())
+        optimizer = Acme(model, 0.01, **mode, gain=gain)
+        train(model, optimizer, data, 1)
+        reports.append(optimizer.report)
+        moves.append(vector(model.parameters()) - before)
+    assert reports[1].applied == pytest.approx(3 * reports[0].applied)
+    assert reports[1].step_size == reports[0].step_size
+    torch.testing.assert_close(moves[1], 3 * moves[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ACME_MODES)
+def test_a_step_between_is_one_of_gamma_alpha(mode) -> None:
+    """Without a look-ahead the step is the one that `acme=False` takes with γ·α as its learning rate."""
+    model, data = net(), batches()
+    optimizer = Acme(model, 0.01, **mode, adapt_every=4, weight_decay=0.1, total_steps=None)
+    while optimizer.param_groups[0]["look_in"] == 0:
+        train(model, optimizer, data, 1)
+    plain = net()
+    plain.load_state_dict(model.state_dict())
+    other = Acme(plain, 0.01, **{**mode, "acme": False}, weight_decay=0.1, total_steps=None)
+    train(plain, other, data, 1)  # to have averages, which are then replaced
+    plain.load_state_dict(model.state_dict())
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        other.state[p] = {key: value.clone() for key, value in optimizer.state[q].items()}
+    b = 0.9
+    gamma = 2 * (1 - b) / (1 + b) * (1 + 2 * b) / (2 - b)
+    other.param_groups[0]["lr"] = gamma * optimizer.param_groups[0]["step_size"]
+    other.param_groups[0]["t"] = optimizer.param_groups[0]["t"]
+    losses = train(model, optimizer, data, 1), train(plain, other, data, 1)
+    assert losses[0] == losses[1]
+    assert optimizer.report.decision is None and optimizer.report.look_ahead_loss is None
+    assert optimizer.report.applied == other.param_groups[0]["lr"]
+    assert optimizer.report.evaluations == 1 + mode["asam"]
+    torch.testing.assert_close(vector(model.parameters()), vector(plain.parameters()), rtol=1e-12, atol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lr=st.floats(-4, 2).map(lambda x: 10.0**x),
+    every=st.integers(1, 20),
+    gain=st.sampled_from([0.5, 1.0, 2.0]),
+    beta1=st.sampled_from([0.5, 0.9, 0.99]),
+)
+def test_the_step_size_moves_within_half_and_double(lr, every, gain, beta1) -> None:
+    """From any start, in every step; and it is looked ahead at least in every `every`-th step."""
+    model, data = net(), batches()
+    optimizer = Acme(model, lr, betas=(beta1, 0.999), acme=True, adapt_every=every, gain=gain)
+    group = optimizer.param_groups[0]
+    steps_between = 0
+    for i in range(40):
+        before = group["step_size"]
+        train(model, optimizer, data, 1, first=i)
+        steps_between += 1
+        assert before / 2 * (1 - 1e-12) <= group["step_size"] <= 2 * before * (1 + 1e-12)
+        if optimizer.report.decision is None:
+            assert group["step_size"] == before
+        else:
+            assert steps_between <= every
+            steps_between = 0
+    assert every > 1 or steps_between == 0
+
+
+def test_rarely_once_settled_often_while_it_moves() -> None:
+    """From 10⁻⁴ every step looks ahead while the step size grows; later about one in `adapt_every` does."""
+    model, data = net(), batches()
+    optimizer = Acme(model, 1e-4, acme=True, adapt_every=10, total_steps=None)
+    looks = []
+    for i in range(400):
+        train(model, optimizer, data, 1, first=i)
+        looks.append(optimizer.report.decision is not None)
+    assert all(looks[:40])
+    assert sum(looks[-200:]) <= 60
+    assert optimizer.param_groups[0]["step_size"] > 0.1
+
+
+def test_a_failed_look_ahead_is_followed_by_another() -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 0.01, acme=True, adapt_every=8, total_steps=None)
+    group = optimizer.param_groups[0]
+    i = 0
+    while not (group["look_interval"] == 8 and group["look_in"] == 0):
+        train(model, optimizer, data, 1, first=i)
+        i += 1
+    alpha = group["step_size"]
+    spoil = lambda call, loss: loss if call == 1 else loss * math.inf
+    optimizer.step(make_closure(model, optimizer, data[0], spoil))
+    assert optimizer.report.decision is Decision.NON_FINITE
+    assert group["step_size"] == 0.5 * alpha  # not 0.9⁸ = 0.43: within half
+    assert group["look_interval"] == 1 and group["look_in"] == 0
+
+
+def test_exceptions_between_undo_the_step() -> None:
+    model, data = net(dropout=0.2), batches()
+    optimizer = Acme(model, 0.01, acme=True, adam=True, adapt_every=4)
+    while optimizer.param_groups[0]["look_in"] == 0:
+        train(model, optimizer, data, 1)
+    before = snapshot(model, optimizer)
+    with pytest.raises(FloatingPointError):
+        optimizer.step(make_closure(model, optimizer, data[0], lambda call, loss: loss * math.nan))
+    assert_same(before, snapshot(model, optimizer), ignore=("rng",))
+
+
+def test_parts_say_what_is_due() -> None:
+    by_closure, by_parts, data = net(), net(), batches()
+    options = dict(acme=True, asam=True, rho=0.1, adapt_every=4)
+    first, second = Acme(by_closure, 0.5, **options), Acme(by_parts, 0.5, **options)
+    due = set()
+    for i in range(80):
+        train(by_closure, first, data, 1, first=i)
+        assert second.next_part is None
+        closure = make_closure(by_parts, second, data[i % len(data)])
+        with second.step_in_parts():
+            parts = []
+            while second.next_part is not None:
+                parts.append(second.next_part)
+                with torch.enable_grad():
+                    loss = closure()
+                getattr(second, parts[-1])(loss)
+        due.add(tuple(parts))
+        assert second.report == first.report
+    assert due == {("ascend", "look", "leap"), ("ascend", "leap")}
+    assert torch.equal(vector(by_closure.parameters()), vector(by_parts.parameters()))
+
+
+def test_an_older_state_without_the_options_loads() -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 0.01, acme=True)
+    train(model, optimizer, data, 3)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for name in ("gain", "adapt_every", "look_interval", "look_in", "trend"):
+            del group[name]
+    again = net()
+    again.load_state_dict(model.state_dict())
+    resumed = Acme(again, 0.01, acme=True)
+    resumed.load_state_dict(state)
+    assert train(again, resumed, data, 5, first=3) == train(model, optimizer, data, 5, first=3)
