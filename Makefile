@@ -1,10 +1,11 @@
 # `make help` lists the targets. Variables: PRESET=smoke|quick|reduced|paper, DATA_DIR (holds
-# cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), PYTHON3 (makes .venv).
+# cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), TEST_JOBS, PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
 PYTHON3 ?= python3
+TEST_JOBS ?= 2
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PRESET STUDY RESULTS FIGURES DATA_DIR
@@ -57,8 +58,9 @@ bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into r
 	$(PYTHON) benchmarks/training.py
 	$(PYTHON) benchmarks/plot.py
 
-test: $(VENV)/ready-tests  ## all tests, the smoke preset included
-	$(PYTHON) -m pytest
+# Several at a time, with one thread each: threads that wait for each other on busy cores are slower than one.
+test: $(VENV)/ready-tests  ## all tests, the smoke preset included (TEST_JOBS at a time)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_JOBS) --dist worksteal
 
 lint: $(VENV)/ready-tests  ## ruff
 	$(VENV)/bin/ruff check .
