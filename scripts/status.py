@@ -34,7 +34,7 @@ class Entry:
     @property
     def evaluations(self) -> int:
         """Gradient evaluations of an epoch."""
-        return self.config.steps_per_epoch * (1 + self.config.acme + self.config.asam)
+        return self.config.steps_per_epoch * self.config.evaluations_per_step
 
 
 def configurations(lines: Iterable[str]) -> list[RunConfig]:
