@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from icassp25 import runlog
 from icassp25.config import DATASETS, MODELS, PRECISIONS, RunConfig, UsageError
+from icassp25.peers import OPTIMIZERS
 
 TAKEN_ELSEWHERE = 75  # exit code; sysexits.h's EX_TEMPFAIL: try again later
 
@@ -46,7 +47,8 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     switch("--bottleneck", "PyramidNet with bottleneck blocks")
     option("--dropout", "dropout probability inside WRN's blocks", type=float, metavar="P")
     option("--epochs", "passes over the training images", type=int, metavar="N")
-    option("--lr", "initial step size", type=float, metavar="X")
+    option("--lr", "initial step size, or what scales the optimizer instead (default: 0.1, or the optimizer's own)",
+           type=float, default=None, metavar="X")  # fmt: skip
     option("--label-smoothing", "in the training and the test loss", type=float, metavar="X")
     option("--momentum", "beta1; beta2 is always 0.999", type=float, metavar="X")
     option("--threads", "CPU threads for data and, on the CPU, training", type=int, metavar="N")
@@ -58,11 +60,12 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     switch("--asam", "adaptive sharpness-aware minimisation (one more evaluation a step)")
     switch("--adam", "Adam's element-wise scaling, with bias correction")
     switch("--nesterov", "Nesterov momentum")
-    option(
-        "--gain", "factor on every step with --acme; 1 is the published algorithm", type=float, metavar="X"
-    )
+    option("--gain", "factor on every step with --acme; 1 is the published algorithm",
+           type=float, metavar="X")  # fmt: skip
     option("--adapt-every", "look ahead at least in every N-th step with --acme, rarely once the step size has settled; "
            "1 is the published algorithm", type=int, metavar="N")  # fmt: skip
+    option("--optimizer", "acme, with the switches above, or one of its peers as its authors use it, from its own "
+           "package", choices=OPTIMIZERS)  # fmt: skip
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")
     option("--seed", "of weights, sampling, augmentation and dropout", type=int, metavar="N")
     option("--device", "auto, cpu, cuda, cuda:1, …", metavar="NAME")

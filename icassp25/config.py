@@ -6,8 +6,11 @@ Nothing here imports torch, so tables and figures can read configurations on any
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from icassp25.peers import ACME, OPTIMIZERS, PEERS, default_lr
 
 CLASSES = 100
 TRAIN_IMAGES = 50_000
@@ -26,7 +29,7 @@ class UsageError(Exception):
 class RunConfig:
     """Everything that decides a run's numbers, with the published defaults.
 
-    `depth` and `width_alpha` of None mean the model's default. `output`, `data_dir`, `resume`, `threads`
+    `depth` and `width_alpha` of None mean the model's default, `lr` of None the optimizer's. `output`, `data_dir`, `resume`, `threads`
     and `wandb` say where and how, not what; `same_run` leaves them out.
     """
 
@@ -41,7 +44,7 @@ class RunConfig:
     bottleneck: bool = False
     dropout: float = 0.0
     epochs: int = 200
-    lr: float = 0.1
+    lr: float | None = None
     label_smoothing: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -54,6 +57,7 @@ class RunConfig:
     gain: float = 1.0
     adapt_every: int = 1
     acme_script: str = "acme"
+    optimizer: str = ACME
     seed: int = 42
     device: str = "auto"
     precision: str = "float32"
@@ -68,6 +72,8 @@ class RunConfig:
             object.__setattr__(self, "depth", DEFAULT_DEPTH.get(self.model))
         if self.width_alpha is None:
             object.__setattr__(self, "width_alpha", DEFAULT_WIDTH_ALPHA.get(self.model))
+        if self.lr is None:
+            object.__setattr__(self, "lr", default_lr(self.optimizer))
 
     @property
     def available_images(self) -> int:
@@ -79,10 +85,23 @@ class RunConfig:
         return self.available_images // self.batch_size
 
     @property
+    def evaluations_per_step(self) -> float:
+        """Gradient evaluations that a step of the optimizer costs; with `adapt_every`, once the step size has settled."""
+        if self.optimizer in PEERS:
+            return PEERS[self.optimizer].evaluations
+        return 1 + self.acme / self.adapt_every + self.asam
+
+    @property
     def name(self) -> str:
         """A file name for the run, from the options that usually differ."""
         switches = [name for name in ("adam", "asam", "nesterov", "acme") if getattr(self, name)]
         base = "-".join(switches if self.adam else ["sgd", *switches])
+        if self.gain != 1:
+            base += f"-gain{self.gain:g}"
+        if self.adapt_every != 1:
+            base += f"-every{self.adapt_every}"
+        if self.optimizer != ACME:
+            base = f"peer-{self.optimizer}"
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
 
     def check(self) -> None:
@@ -96,6 +115,7 @@ class RunConfig:
             ("model", MODELS),
             ("dataset", DATASETS),
             ("precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
         ):
             value = getattr(self, name)
             need(value in choices, name, value, "one of " + ", ".join(choices))
@@ -111,6 +131,9 @@ class RunConfig:
             value = getattr(self, name)
             need(self.acme or value == without, name, value, f"{without:g} without --acme")
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number of at least 0")
+
+        if self.optimizer != ACME:
+            self._check_peer(need)
 
         if self.model == "WRN":
             need(
@@ -155,6 +178,28 @@ class RunConfig:
             "precision",
             "tf32 with --device cpu",
             "a CUDA device (tf32 exists there only)",
+        )
+
+    def _check_peer(self, need: Callable[[bool, str, object, str], None]) -> None:
+        """What Acme alone has is refused with another optimizer, not ignored."""
+        beside = f"with --optimizer {self.optimizer}"
+        for name in ("acme", "adam", "asam", "nesterov"):
+            need(not getattr(self, name), name, beside, "--optimizer acme, whose switch it is")
+        for field in fields(self):
+            if field.name in ("rho", "eta", "acme_script"):
+                value = getattr(self, field.name)
+                need(
+                    value == field.default,
+                    field.name,
+                    f"{value} {beside}",
+                    "--optimizer acme, whose option it is",
+                )
+        need(self.lr > 0, "lr", f"{self.lr} {beside}", "a number above 0")
+        need(
+            self.momentum > 0 or not PEERS[self.optimizer].modes,
+            "momentum",
+            f"{self.momentum} {beside}",
+            "a number above 0",
         )
 
     def to_dict(self) -> dict[str, Any]:

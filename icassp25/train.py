@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icassp25 import augment, data, runlog
+from icassp25 import augment, data, peers, runlog
 from icassp25.config import RunConfig, UsageError
 from icassp25.models import build_model
 from icassp25.sampling import stratified_order
@@ -47,6 +47,8 @@ def run(config: RunConfig, path: Path) -> None:
     device = resolve_device(config)
     runlog.check_writable(path)
     optimizer_class = _optimizer_class(config.acme_script)
+    if config.optimizer != peers.ACME:
+        peers.load(config.optimizer)  # a missing package is said before the data is loaded
     wandb = _start_wandb(config)
     torch.set_num_threads(config.threads)
     _set_precision(config, device)
@@ -121,7 +123,23 @@ class Experiment:
         # Compiled for training only: the test's batches would each cost another compilation.
         self.train_model = torch.compile(self.model, dynamic=False) if config.compile else self.model
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.optimizer = optimizer_class(
+        self.peer = self.scheduler = None
+        if config.optimizer == peers.ACME:
+            self.optimizer = self._acme(optimizer_class)
+        else:
+            self.optimizer = self.peer = peers.Adapter(config, self.model, BETA2, EPSILON)
+        if self.peer.peer.cosine if self.peer else not config.acme:
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+                self.peer.optimizer if self.peer else self.optimizer,
+                T_max=config.epochs,
+                eta_min=self.optimizer.param_groups[0]["lr"] * FINAL_LR_FRACTION,
+            )
+        self.tested_model = self.peer.tested_model if self.peer else self.model
+        self.progress = Progress()
+
+    def _acme(self, optimizer_class: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer:
+        config = self.config
+        return optimizer_class(
             self.model,
             config.lr,
             betas=(config.momentum, BETA2),
@@ -138,12 +156,6 @@ class Experiment:
             **({"compile": True} if config.compile else {}),
             **({"gain": config.gain, "adapt_every": config.adapt_every} if config.acme else {}),
         )
-        self.scheduler = None
-        if not config.acme:
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-                self.optimizer, T_max=config.epochs, eta_min=config.lr * FINAL_LR_FRACTION
-            )
-        self.progress = Progress()
 
     @property
     def parameters(self) -> int:
@@ -156,11 +168,17 @@ class Experiment:
         lr = float(self.optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
         tally = Tally(self.device)
+        if self.peer:
+            self.peer.train()
         finite = self._train(number, tally)
         if self.scheduler is not None and finite:
             self.scheduler.step()
         train_loss = tally.loss.item() / max(tally.steps, 1) if finite else math.nan
         train_error = tally.wrong.item() / max(tally.steps * config.batch_size, 1)
+        if self.peer:
+            self.peer.eval()
+            if self.peer.peer.modes:
+                self._renew_statistics(number)
         self.progress.seconds += time.perf_counter() - start
         test_loss, test_error = self.test(self.images.test_images, self.images.test_labels)
         validation: tuple[float | None, float | None] = (None, None)
@@ -172,7 +190,7 @@ class Experiment:
             evaluations=self.progress.evaluations,
             seconds=self.progress.seconds,
             lr=lr,
-            step_size=self.optimizer.param_groups[0]["step_size"],
+            step_size=self.peer.step_size(lr) if self.peer else self.optimizer.param_groups[0]["step_size"],
             train_loss=train_loss,
             train_error=train_error,
             test_loss=test_loss,
@@ -240,15 +258,34 @@ class Experiment:
                 tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
 
     @torch.no_grad()
+    def _renew_statistics(self, number: int) -> None:
+        """BatchNorm's running statistics at the weights to be tested, from augmented training images.
+
+        Draws from generators of its own, so that the images and masks of the epochs stay those of every other
+        optimizer with the same seed.
+        """
+        config = self.config
+        generator = torch.Generator(self.device).manual_seed((config.seed + number) % 2**63)
+        images, labels = self.images.train_images, self.images.train_labels
+        batches = min(peers.STATISTICS_BATCHES, config.steps_per_epoch)
+        order = stratified_order(labels, generator)[: batches * config.batch_size]
+        self.model.train()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for indices in order.split(config.batch_size):
+                inputs = augment.augment(images[indices], self.images.mean, self.images.std, generator)
+                with self._autocast():
+                    self.model(inputs.to(memory_format=torch.channels_last))
+
+    @torch.no_grad()
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
         """Mean loss (with label smoothing) and error of the model on uint8 images [n, 3, 32, 32]."""
-        self.model.eval()
+        model = self.tested_model.eval()
         loss = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch, targets in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
             inputs = augment.normalise(batch, self.images.mean, self.images.std)
             with self._autocast():
-                logits = self.model(inputs.to(memory_format=torch.channels_last))
+                logits = model(inputs.to(memory_format=torch.channels_last))
                 loss += self.criterion(logits, targets).to(loss.dtype) * len(batch)
             wrong += (logits.argmax(1) != targets).sum()
         return loss.item() / len(images), wrong.item() / len(images)
@@ -368,6 +405,7 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "cuda": torch.version.cuda if experiment.device.type == "cuda" else None,
+            **(peers.version(experiment.config.optimizer) if experiment.peer else {}),
         },
     }
 

@@ -1,4 +1,4 @@
-# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, reduced, paper.
+# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, short, reduced, paper.
 #
 #   ABOUT     on what machine, and about how long the sweeps take
 #   EPOCHS    of all runs but those of sweep_equal.sh
@@ -6,14 +6,18 @@
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
 #   LRS       initial step sizes to start from
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
+#   SWEEPS    what reproduce.sh trains
+#   PEER_SEEDS  of the runs beside peers   PEER_VALIDATION  training images held out in them, to choose scales on
 #
 # From outside: DATASET=synthetic (trains on the built-in set, under the study name PRESET-synthetic),
-# DATA_DIR (holds cifar-100-python/), STUDY, RESULTS, SEEDS and LR_SEEDS replace what is set here.
+# DATA_DIR (holds cifar-100-python/), STUDY, RESULTS, SEEDS, LR_SEEDS and PEER_SEEDS replace what is set here.
 
 PRESET=${PRESET:-quick}
 SGD_LR=0.1    # the published default
 ADAM_LR=0.001 # Adam's customary default
 LRS="1e-4 1e-3 1e-2 1e-1 1 10 100"
+PEER_VALIDATION=5000
+SWEEPS="table lr equal"
 
 case $PRESET in
 smoke)
@@ -24,6 +28,7 @@ smoke)
     EPOCHS=2
     LRS="1e-4 1e-1 100"
     SEEDS=${SEEDS:-42}
+    PEER_VALIDATION=500
     ;;
 quick)
     ABOUT="two CPU cores, 25 minutes"
@@ -33,27 +38,38 @@ quick)
     LRS="1e-4 3e-3 1e-1 3 100" # every one and a half decades
     SEEDS=${SEEDS:-42}
     ;;
+short)
+    ABOUT="two CPU cores, hours, meant for the runs beside peers"
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --precision bfloat16)
+    EPOCHS=4
+    SWEEPS=peers
+    SEEDS=${SEEDS:-42}
+    PEER_SEEDS=${PEER_SEEDS:-42 43 44}
+    ;;
 reduced)
     ABOUT="one GPU, meant to take about an hour, not measured yet"
     OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200
         --precision bfloat16 --compile)
     EPOCHS=30
     SEEDS=${SEEDS:-42 43 44}
+    PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     ;;
 paper)
     ABOUT="one GPU, days, not measured yet"
     OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --precision tf32)
     EPOCHS=200
     SEEDS=${SEEDS:-42 43 44}
+    PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     LR_SEEDS=${LR_SEEDS:-42 43 44}
     ;;
 *)
-    echo "PRESET=$PRESET: expected smoke, quick, reduced or paper." >&2
+    echo "PRESET=$PRESET: expected smoke, quick, short, reduced or paper." >&2
     exit 2
     ;;
 esac
 
 LR_SEEDS=${LR_SEEDS:-42}
+PEER_SEEDS=${PEER_SEEDS:-42}
 DATASET=${DATASET:-cifar100}
 case $DATASET in
 cifar100) STUDY=${STUDY:-$PRESET} ;;

@@ -32,9 +32,9 @@ class Entry:
     remark: str
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """Gradient evaluations of an epoch."""
-        return self.config.steps_per_epoch * (1 + self.config.acme + self.config.asam)
+        return self.config.steps_per_epoch * self.config.evaluations_per_step
 
 
 def configurations(lines: Iterable[str]) -> list[RunConfig]:

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # What a preset's sweeps have done: finished, running, interrupted, failed, missing, and about how long is left.
+# The runs beside peers are looked at once they have begun.
 #
-#   [PRESET=smoke|quick|reduced|paper] [RESULTS=results] [STUDY=NAME] [SEEDS=…] [LR_SEEDS=…] scripts/status.sh
+#   [PRESET=smoke|quick|short|reduced|paper] [RESULTS=results] [STUDY=NAME] [SEEDS=…] [LR_SEEDS=…] [PEER_SEEDS=…]
+#       scripts/status.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
+. scripts/presets.sh
+sweeps=$SWEEPS
+if [ "$sweeps" != peers ] && [ -d "${RESULTS:-results}/$STUDY/peers" ]; then sweeps="$sweeps peers"; fi
 export DRY_RUN=1
-{
-    scripts/sweep_table.sh
-    scripts/sweep_lr.sh
-    scripts/sweep_equal.sh
-} | "$PYTHON" scripts/status.py
+for sweep in $sweeps; do
+    "scripts/sweep_$sweep.sh"
+done | "$PYTHON" scripts/status.py

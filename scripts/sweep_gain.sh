@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# What `gain` and `adapt_every` are worth: ACME with a larger step, looking ahead in every step or rarely, from starts
+# four decades apart, beside SGD from the learning rates around its best.
+#
+#   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
+#
+# The same images and held-out images as sweep_peers.sh. See presets.sh for what a preset trains. Finished runs are
+# skipped, interrupted ones resumed.
+. "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit
+
+OPTIONS+=(--validation "$PEER_VALIDATION")
+for seed in $PEER_SEEDS; do
+    for lr in 0.1 10 0.001; do
+        for gain in 3 1 6; do
+            for every in 10 1; do
+                run "gain/sgd-acme.gain$gain.every$every.lr$lr.seed$seed" \
+                    --seed "$seed" --lr $lr --acme --gain $gain --adapt-every $every
+            done
+        done
+    done
+    for lr in 1 3 10; do
+        run "gain/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
+    done
+    for lr in 0.001 0.1; do
+        for gain in 2 1; do
+            run "gain/adam-acme.gain$gain.every10.lr$lr.seed$seed" \
+                --seed "$seed" --lr $lr --adam --acme --gain $gain --adapt-every 10
+        done
+    done
+done
+report

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# ACME beside the optimizers people would pick instead, each from its own default scale and from six decades around
+# it, on the same images. What --lr scales in each: icassp25/peers.py. ACME also for half the epochs, which takes as
+# many gradient evaluations as one evaluation a step for all of them (an odd number of epochs: rounded up).
+#
+#   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
+#
+# Needs the packages of the peers: pip install '.[peers]'. The order is from the defaults outwards, seed by seed, so
+# that what there is of a sweep that was ended is balanced. Names say the multiple of the default: x0.001 to x1000.
+# See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
+. "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit
+
+OPTIONS+=(--validation "$PEER_VALIDATION")
+half=$(((EPOCHS + 1) / 2))
+for seed in $PEER_SEEDS; do
+    for power in 0 -1 1 -2 2 -3 3; do
+        name=x$(LC_ALL=C printf %g "1e$power").seed$seed
+        run "peers/sgd-acme.$name"           --seed "$seed" --lr 0.1e$power --acme
+        run "peers/adam-acme.$name"          --seed "$seed" --lr 0.001e$power --acme --adam
+        run "peers/sgd-acme-half.$name"      --seed "$seed" --lr 0.1e$power --acme --epochs $half
+        run "peers/adam-acme-half.$name"     --seed "$seed" --lr 0.001e$power --acme --adam --epochs $half
+        run "peers/sgd.$name"                --seed "$seed" --lr 0.1e$power --optimizer sgd
+        run "peers/adamw.$name"              --seed "$seed" --lr 0.001e$power --optimizer adamw
+        run "peers/schedulefree-sgd.$name"   --seed "$seed" --lr 1e$power --optimizer schedulefree-sgd
+        run "peers/schedulefree-adamw.$name" --seed "$seed" --lr 0.0025e$power --optimizer schedulefree-adamw
+        run "peers/prodigy.$name"            --seed "$seed" --lr 0.000001e$power --optimizer prodigy
+        run "peers/dadapt-adam.$name"        --seed "$seed" --lr 0.000001e$power --optimizer dadapt-adam
+        run "peers/dog.$name"                --seed "$seed" --lr 0.0001e$power --optimizer dog
+        run "peers/sam.$name"                --seed "$seed" --lr 0.1e$power --optimizer sam
+        run "peers/asam.$name"               --seed "$seed" --lr 0.1e$power --optimizer asam
+    done
+done
+report
