@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from icassp25.config import RunConfig
-from icassp25.runlog import is_locked
+from icassp25.lock import is_locked
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = {"smoke": 1, "quick": 1, "reduced": 3, "paper": 3}  # seeds of the table
@@ -148,6 +148,7 @@ def stub(tmp_path: Path) -> Path:
     script.write_text(
         "#!/bin/sh\n"
         'echo "$PWD $*" >> "$LOG"\n'
+        'echo "finished: test error 50.00% after epoch 2, logged in $4"\n'
         'case "$*" in *"$FAIL"*) exit 3;; *"$INTERRUPTED"*) exit 130;; esac\n'
         "exec sleep $SLEEP\n"
     )
@@ -185,8 +186,13 @@ def test_a_failing_run_is_reported_and_the_others_go_on(stub: Path) -> None:
     assert done.returncode == 1
     assert len(lines(stub)) == 16
     assert "smoke/table/sgd-asam-acme.seed42 FAILED (exit code 3)" in done.stderr
-    assert done.stderr.splitlines()[-1] == "== FAILED: table/sgd-asam-acme.seed42"
-    assert "15 of 16 runs done" in done.stdout
+    *_, header, closing = done.stdout.rsplit("\n\n", 1)[1].split("\n", 1)
+    table = {line.split()[0]: line.split(None, 2)[2] for line in closing.splitlines()[:16]}
+    assert header.split() == ["run", "seconds", "outcome"] and len(table) == 16
+    log = Path(environment(stub)["RESULTS"]) / "smoke" / "table" / "sgd-asam-acme.seed42.log"
+    assert [name for name, outcome in table.items() if "FAILED" in outcome] == ["table/sgd-asam-acme.seed42"]
+    assert table["table/sgd-asam-acme.seed42"] == f"FAILED (exit code 3), see {log}"
+    assert done.stdout.splitlines()[-1] == "== smoke: 15 of 16 runs done, 1 failed"
 
 
 def test_of_a_failed_run_the_end_of_its_log_is_shown(stub: Path, tmp_path: Path) -> None:
