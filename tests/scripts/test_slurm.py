@@ -1,7 +1,7 @@
 """The sweeps as job arrays, on a real SLURM: the one that `sbatch` reaches, else one of this machine alone, for which
 slurm_cluster.sh needs root and Debian's slurm-wlm and munge. Skipped elsewhere.
 
-`make test-slurm` runs the one that awaits a time limit as well (about two minutes: SLURM's shortest is a minute).
+`make test-slurm` runs the one that awaits a time limit as well (about three minutes).
 """
 
 from __future__ import annotations
@@ -196,16 +196,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.skipif("SLURM_TESTS" not in os.environ, reason="two minutes long: make test-slurm runs it")
+@pytest.mark.skipif("SLURM_TESTS" not in os.environ, reason="three minutes long: make test-slurm runs it")
 def test_a_run_that_outlasts_its_time_limit_is_that_of_one_slot(tmp_path: Path) -> None:
-    """The same numbers, the seconds aside; an epoch takes four seconds, so that a slot of a minute ends in a run."""
+    """The same numbers, the seconds aside; an epoch takes eight seconds, so that a slot ends in a run."""
     runs = [
         "table/sgd-acme --seed 42 --lr 0.1 --epochs 16 --acme",
         "table/adam-asam --seed 42 --lr 0.001 --epochs 16 --adam --asam",
     ]
     script = sweep_of(tmp_path, *runs)
-    slow = environment(tmp_path, SLOW.format(python=sys.executable, pause=4))
-    job = submit(script, slow, "--time=1", "--signal=B:TERM@5")
+    slow = environment(tmp_path, SLOW.format(python=sys.executable, pause=8))
+    job = submit(script, slow, "--time=2", "--signal=B:TERM@10")
     whole = tmp_path / "whole"
     whole.mkdir()
     fast = environment(whole, SLOW.format(python=sys.executable, pause=0))
