@@ -173,7 +173,9 @@ class Lock:
                 return False
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(self.name)):
                 return False
-            here = fcntl is not None and earlier[0].startswith(machine() + " ")  # its process would hold the flock
+            here = fcntl is not None and earlier[0].startswith(
+                machine() + " "
+            )  # its process would hold the flock
             if not here and self._is_renewed(earlier):
                 raise self.taken()
             os.replace(mine, self.name)

@@ -269,6 +269,14 @@ def read_run(path: Path) -> Run:
     lacking = [name for name in GIVEN if name not in sidecar]
     if lacking:
         raise UnusableRun(f"its JSON lacks {', '.join(lacking)}")
+    for name, kinds in (
+        ("versions", dict),
+        ("commit", (str, type(None))),
+        ("device", str),
+        ("parameters", int),
+    ):
+        if not isinstance(sidecar[name], kinds):
+            raise UnusableRun(f"its JSON's {name} is not what a run writes")
     table = _read_cells(path, columns(config))
     diverged = status == "diverged"
     if len(table) != rows or not (diverged or rows == config.epochs):
@@ -282,6 +290,7 @@ def read_run(path: Path) -> Run:
             usable = False
         else:
             usable = not text if empty else math.isfinite(value) or (diverged and name not in COUNTS)
+            usable = usable and (name not in COUNTS or 0 <= value < 2**63)
         if not usable:
             expected = "nothing, as ACME is off" if empty else "a finite number"
             raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
@@ -315,7 +324,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UnusableRun(f"its JSON ({path.name}) is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnusableRun(f"its JSON ({path.name}) cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UnusableRun(f"its JSON ({path.name}) is not an object")

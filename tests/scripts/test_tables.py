@@ -263,7 +263,8 @@ def test_same_bytes_from_the_same_csvs(results: Path, made_of: SimpleNamespace, 
 def test_bad_files_are_named_and_left_out(results: Path, made_of: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "three" / "table"
     shutil.copytree(results / "three" / "table", folder)
-    copies = {name: folder / f"{name}.csv" for name in ("cut", "nan", "lonely")}
+    names = ("cut", "nan", "lonely", "columns", "unfinished", "model")
+    copies = {name: folder / f"{name}.csv" for name in names}
     for copy in copies.values():
         shutil.copy(folder / "sgd.seed42.csv", copy)
         shutil.copy(folder / "sgd.seed42.json", copy.with_suffix(".json"))
@@ -272,6 +273,14 @@ def test_bad_files_are_named_and_left_out(results: Path, made_of: SimpleNamespac
     cells[2] = ",".join([*cells[2].split(",")[:8], "nan", *cells[2].split(",")[9:]])
     copies["nan"].write_text("\n".join(cells) + "\n")
     copies["lonely"].with_suffix(".json").unlink()
+    lines = copies["columns"].read_text().splitlines()
+    copies["columns"].write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    about = json.loads(copies["unfinished"].with_suffix(".json").read_text())
+    for name, changes in (
+        ("unfinished", {"finished": False, "status": "running"}),
+        ("model", {"options": {**about["options"], "model": "Pyramid", "depth": 110, "width_alpha": 200}}),
+    ):
+        copies[name].with_suffix(".json").write_text(json.dumps({**about, **changes}))
     done = make_tables(tmp_path / "results", "three", tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     text = (tmp_path / "three" / "table.md").read_text()
@@ -279,6 +288,30 @@ def test_bad_files_are_named_and_left_out(results: Path, made_of: SimpleNamespac
         assert f"{name}.csv is left out: " in done.stdout and f"- {name}.csv is left out: " in text
     # the numbers are those of the study without the bad files
     assert (tmp_path / "three" / "table.csv").read_bytes() == (made_of.folder / "table.csv").read_bytes()
+
+
+def test_no_json_gives_a_traceback(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    for name, options in (("odd", {}), ("acme", {"acme": True}), ("other", {"acme": True, "seed": 43})):
+        made.run(tmp_path / "s" / "table" / f"{name}.csv", **options)
+    tables = script("make_tables")
+    side = tmp_path / "s" / "table" / "odd.json"
+    good = json.loads(side.read_text())
+    damaged = [
+        "",
+        "[]",
+        "[" * 10**5,
+        *(json.dumps({k: v for k, v in good.items() if k != key}) for key in good),
+    ]
+    for value in (None, "x", -1, 1.5, [], {}):
+        damaged += [json.dumps({**good, key: value}) for key in good]
+        options = good["options"]
+        damaged += [json.dumps({**good, "options": {**options, key: value}}) for key in options]
+    left_out = 0
+    for text in damaged:
+        side.write_text(text)
+        (table, _), *_ = tables.tables_of(tmp_path, "s")[0]
+        left_out += any("odd.csv is left out: " in note for note in table.notes)
+    assert left_out > 150
 
 
 def load(script: Any, results: Path, study: str = "s") -> tuple[Any, Any]:
