@@ -1,7 +1,7 @@
 # Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, reduced, paper.
 #
 #   ABOUT     on what machine, and about how long the sweeps take
-#   TIME_LIMIT  minutes of a slot on a SLURM cluster
+#   TIME_LIMIT  minutes of a run's slot on a SLURM cluster
 #   EPOCHS    of all runs but those of sweep_equal.sh
 #   OPTIONS   the other options that all runs share: model, data, batch, precision
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size

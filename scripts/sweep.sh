@@ -125,6 +125,7 @@ ended() {
         finished=$((finished + 1))
         words=$(tail -n 1 "$log")
         outcomes[number]=${words%[,:] *"$RESULTS"*} # its CSV is known from its name
+        outcomes[number]=${outcomes[number]/already finished/finished earlier}
         echo "[$finished/${#names[@]}] $STUDY/$name: $words"
         ;;
     "$TAKEN_ELSEWHERE")
