@@ -38,6 +38,7 @@ BEAT = 10.0
 STALE = 60.0
 SETTLE = 3.0
 """Seconds between taking a lock over and finding that nobody else did."""
+TAKEN = "another process is training this run"
 
 
 class TakenElsewhere(Exception):
@@ -138,7 +139,7 @@ class Lock:
         found = look(self.name)
         holder = found[0].split() if found is not None else []
         who = f" (process {holder[1]} on {holder[0].split('/')[0]})" if len(holder) == 3 else ""
-        return TakenElsewhere(f"{self.path}: another process is training this run{who}.")
+        return TakenElsewhere(f"{self.path}: {TAKEN}{who}.")
 
     def _appear(self, mine: Path) -> bool:
         """Give the file its name, text and flock and all, unless there is one."""

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from icassp25 import runlog
 from icassp25.config import RunConfig
-from icassp25.lock import is_locked
+from icassp25.lock import TAKEN, is_locked
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 
@@ -60,6 +60,9 @@ def look_at(config: RunConfig) -> Entry:
     epochs, seconds = int(about.get("rows", 0)), float(about.get("duration", 0.0))
     log = path.with_suffix(".log")
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = [
+        line for line in lines if TAKEN not in line
+    ]  # said by those that left the run to another process
     last = lines[-1].strip() if lines else ""
     if about.get("finished") is True:
         return Entry(config, path, "finished", epochs, seconds, str(about.get("status")))

@@ -52,8 +52,8 @@ finished=0
 failed=0
 
 gpus=()
-if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # empty, or -1: none
+    if [ "$CUDA_VISIBLE_DEVICES" != -1 ]; then IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"; fi
 elif command -v nvidia-smi >/dev/null; then
     while read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 fi
