@@ -10,10 +10,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PRESET STUDY RESULTS FIGURES DATA_DIR
 
-.PHONY: help reproduce status data smoke tables figures report bench test lint clean
+.PHONY: help reproduce status data smoke tables figures report bench test test-slurm lint clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+: .*## |^[a-z]+:  ## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+: .*## |^[a-z-]+:  ## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 # The environment: made anew when the pins change.
 $(VENV)/ready: pyproject.toml requirements.txt
@@ -61,6 +61,9 @@ bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into r
 # Several at a time, with one thread each: threads that wait for each other on busy cores are slower than one.
 test: $(VENV)/ready-tests  ## all tests, the smoke preset included (TEST_JOBS at a time)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_JOBS) --dist worksteal
+
+test-slurm: $(VENV)/ready-tests  ## job arrays on a real SLURM (as root with Debian's slurm-wlm and munge, one of this machine)
+	SLURM_TESTS=1 $(PYTHON) -m pytest -rs tests/scripts/test_slurm.py
 
 lint: $(VENV)/ready-tests  ## ruff
 	$(VENV)/bin/ruff check .

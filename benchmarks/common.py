@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from icassp25.runlog import write_whole
+from icassp25.files import write_whole
 from icassp25.train import device_name
 
 RESULTS = ROOT / "results" / "benchmarks"

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from icassp25 import runlog
+from icassp25 import lock, runlog
 from icassp25.config import DATASETS, MODELS, PRECISIONS, RunConfig, UsageError
 from icassp25.peers import OPTIMIZERS
 
@@ -103,14 +103,15 @@ def main() -> None:
         if runlog.settled(path, config):
             print(f"already finished: {path}")
             return
-        with runlog.locked(path):
+        runlog.check_writable(path)
+        with lock.locked(path):
             if runlog.settled(path, config):  # by the process that held the lock
                 print(f"already finished: {path}")
                 return
             from icassp25.train import run  # imports torch: only once there is something to do
 
             run(config, path)
-    except runlog.TakenElsewhere as error:
+    except lock.TakenElsewhere as error:
         print(f"cifar100.acme.py: {error}", file=sys.stderr)
         sys.exit(TAKEN_ELSEWHERE)
     except UsageError as error:

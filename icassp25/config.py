@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from icassp25.peers import ACME, OPTIMIZERS, PEERS, default_lr
 
@@ -207,11 +207,17 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> RunConfig:
-        """The configuration in a JSON's `options`; unknown names are a `ValueError`."""
+        """The configuration in a JSON's `options`; unknown names and values of another type are a `ValueError`."""
         unknown = sorted(set(options) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown options: {', '.join(unknown)}")
-        return cls(**options)
+        config = cls(**options)
+        types = get_type_hints(cls)
+        for name, value in config.to_dict().items():
+            allowed = get_args(types[name]) or (types[name],)
+            if type(value) not in allowed and not (type(value) is int and float in allowed):
+                raise ValueError(f"{name} is {value!r}")
+        return config
 
     def same_run(self, other: RunConfig) -> list[str]:
         """The names of the options in which the two differ and which change a run's numbers."""

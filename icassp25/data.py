@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icassp25.config import CLASSES, TRAIN_IMAGES, RunConfig, UsageError
+from icassp25.files import temporary
 from icassp25.sampling import stratified_order
 
 DEFAULT_FOLDER = Path("data")
@@ -468,13 +469,10 @@ def _unpack(packed: Path, archive: Archive) -> Path:
 @contextmanager
 def _appearing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name by rename once the block ends, and is removed if it fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+    with temporary(path) as name:
+        with open(name, "wb") as file:
             yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(name, path)
 
 
 def _file_md5(path: Path) -> str:

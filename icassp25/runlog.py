@@ -20,14 +20,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icassp25.config import RunConfig, UsageError
+from icassp25.files import temporary, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,85 +204,10 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"--output {path}: is a folder, expected the name of a CSV file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path) as temporary:
-            temporary.write_text("")
-            temporary.unlink()
+        with temporary(path) as name:
+            name.write_text("")
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror or error}).") from None
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process is training the run of this CSV."""
-    try:
-        import fcntl
-
-        with open(_lock_path(path)) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        return False
-    return False
-
-
-class TakenElsewhere(Exception):
-    """Another process is at work on the same run."""
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes, here or on machines that share the folder, from training the run of this CSV.
-
-    The lock belongs to the process, not to the file beside the CSV that carries it: if the process is killed, the
-    system gives it up. Where the system has no such locks (Windows), nothing is locked.
-
-    Raises:
-        TakenElsewhere: another process holds it.
-        UsageError: the folder cannot be made or written.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    check_writable(path)
-    name = _lock_path(path)
-    while True:
-        file = open(name, "a")  # noqa: SIM115 (closed below; closing gives the lock up)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise TakenElsewhere(f"{path}: another process is training this run.") from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
-                break
-        file.close()  # the holder has finished in between and removed the file
-    try:
-        yield
-    finally:
-        name.unlink(missing_ok=True)
-        file.close()
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name in its folder, then rename it: it is there whole or not at all."""
-    with _temporary(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -344,6 +269,14 @@ def read_run(path: Path) -> Run:
     lacking = [name for name in GIVEN if name not in sidecar]
     if lacking:
         raise UnusableRun(f"its JSON lacks {', '.join(lacking)}")
+    for name, kinds in (
+        ("versions", dict),
+        ("commit", (str, type(None))),
+        ("device", str),
+        ("parameters", int),
+    ):
+        if not isinstance(sidecar[name], kinds):
+            raise UnusableRun(f"its JSON's {name} is not what a run writes")
     table = _read_cells(path, columns(config))
     diverged = status == "diverged"
     if len(table) != rows or not (diverged or rows == config.epochs):
@@ -357,6 +290,7 @@ def read_run(path: Path) -> Run:
             usable = False
         else:
             usable = not text if empty else math.isfinite(value) or (diverged and name not in COUNTS)
+            usable = usable and (name not in COUNTS or 0 <= value < 2**63)
         if not usable:
             expected = "nothing, as ACME is off" if empty else "a finite number"
             raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
@@ -390,7 +324,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UnusableRun(f"its JSON ({path.name}) is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnusableRun(f"its JSON ({path.name}) cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UnusableRun(f"its JSON ({path.name}) is not an object")

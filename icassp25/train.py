@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from icassp25 import augment, data, peers, runlog
 from icassp25.config import RunConfig, UsageError
+from icassp25.files import temporary
 from icassp25.models import build_model
 from icassp25.sampling import stratified_order
 
@@ -307,9 +308,9 @@ class Experiment:
             "cpu_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, path)
+        with temporary(path) as name:
+            torch.save(content, name)
+            os.replace(name, path)
 
     def load(self, path: Path) -> list[runlog.Row]:
         """Continue from a checkpoint; the rows logged so far."""

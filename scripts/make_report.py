@@ -7,6 +7,7 @@ Writes report.html to OUT/STUDY, from the CSVs and JSONs of the study and the PN
 from __future__ import annotations
 
 import base64
+import re
 import sys
 from collections.abc import Iterable
 from html import escape
@@ -34,38 +35,61 @@ FIGURES = {
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
-       max-width: 62rem; overflow-wrap: break-word; }
+       max-width: 66rem; overflow-wrap: break-word; }
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
-th { border-bottom: 2px solid #888; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-.runs td { text-align: left; } .runs th { text-align: left; }
-figure { margin: 1.5rem 0; break-inside: avoid; }
-figure img { max-width: 100%; height: auto; }
+thead tr:last-child th { border-bottom: 2px solid #888; }
+th.over { text-align: center; border-bottom: 1px solid #888; }
+tr.foot td { border-top: 2px solid #888; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+.blank { visibility: hidden; }
+.option { white-space: nowrap; }
+.runs td, .runs th { text-align: left; }
+figure { margin: 1.5rem 0; }
+figure img { width: 100%; min-width: 44rem; height: auto; display: block; }
 figcaption, .caption { color: #444; font-size: 0.9rem; }
 li { margin: 0.2rem 0; }
+@media (max-width: 40rem) {
+  th, td { padding: 0.25rem 0.4rem; }
+  th:first-child, td:first-child { white-space: normal; min-width: 5.5rem; }
+}
+@page { size: A4; margin: 14mm 12mm; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
-  table { font-size: 7pt; }
-  th, td { padding: 0.1rem 0.3rem; white-space: normal; }
+  h1, h2 { break-after: avoid; }
+  h2 { margin-top: 1.5rem; }
   .wide { overflow: visible; }
-  tr { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  .whole, figure, tr { break-inside: avoid; }
+  .caption, .above { break-after: avoid; }
+  table { font-size: 7.5pt; }
+  th, td { padding: 0.15rem 0.25rem; }
+  th:first-child, td:first-child { position: static; }
+  .runs { font-size: 7pt; }
+  .runs td { padding: 0.05rem 0.2rem; }
+  .runs td:has(.option) { white-space: normal; }
+  figure img { min-width: 0; }
 }
 """
 
 
+def in_html(text: str) -> str:
+    """Text; options are not broken at their hyphens."""
+    if not text.startswith("--"):
+        return escape(text)
+    return " ".join(f'<span class="option">{escape(option)}</span>' for option in re.split(" (?=--)", text))
+
+
 def row(cells: Iterable[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def grid(header: list[str], rows: Iterable[list[str]], kind: str = "") -> str:
+def grid(header: list[str], rows: Iterable[list[str]]) -> str:
     body = "\n".join(row(cells, "td") for cells in rows)
     return (
-        f'<div class="wide"><table class="{kind}"><thead>{row(header, "th")}</thead>\n'
+        f'<div class="wide"><table class="runs"><thead>{row(header, "th")}</thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -75,13 +99,39 @@ def bullets(lines: Iterable[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
+def numbers_grid(table: Table) -> str:
+    """The table with its numbers aligned, and what stands above several columns above them."""
+    over = "".join(
+        f'<th class="over" colspan="{count}">{escape(name)}</th>' if name else "<th></th>" * count
+        for name, count in table.groups()
+    )
+    rows = []
+    for number, cells in enumerate(table.padded(), start=table.footer - len(table.cells)):
+        texts = (
+            "".join(
+                f'<span class="blank">{escape(text)}</span>' if blank else escape(text)
+                for text, blank in cell
+            )
+            for cell in cells
+        )
+        kind = ' class="foot"' if number == 0 else ""
+        rows.append(f"<tr{kind}>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
+    names = row((column.name for column in table.columns), "th")
+    body = "\n".join(rows)
+    return (
+        f'<div class="wide"><table><thead><tr>{over}</tr>{names}</thead>\n<tbody>{body}</tbody></table></div>'
+    )
+
+
 def table_section(title: str, table: Table, summary: list[str]) -> str:
     return "\n".join(
         [
             f"<h2>{escape(title)}</h2>",
             bullets(summary),
+            '<div class="whole">',
             f'<p class="caption">{escape(table.caption)}</p>',
-            grid(table.header, table.cells),
+            numbers_grid(table),
+            "</div>",
             bullets(table.notes),
         ]
     )
@@ -90,31 +140,45 @@ def table_section(title: str, table: Table, summary: list[str]) -> str:
 def figure(path: Path, caption: str) -> str:
     content = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img src="data:image/png;base64,{content}" alt="{escape(caption)}">'
+        f'<figure><div class="wide"><img src="data:image/png;base64,{content}" alt="{escape(caption)}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
-def how(run: Run) -> list[str]:
-    """A run in a line: its name, the options that are not the defaults, and what its JSON says."""
+def options(run: Run) -> list[str]:
+    """A run's options that are not the defaults."""
     default, config = RunConfig(model=run.config.model).to_dict(), run.config.to_dict()
     hidden = {"data_dir", "output", "resume", "wandb"}
-    options = []
+    given = []
     for name, value in config.items():
         if name in hidden or value == default[name]:
             continue
         option = "--" + name.replace("_", "-")
-        options.append(option if value is True else f"{option} {value}")
-    about = run.sidecar
-    return [
-        f"{run.path.parent.name}/{run.path.stem}",
-        str(about["status"]),
-        " ".join(options),
-        str(about["device"]),
-        str(about["commit"]),
-        str(about.get("start", "")),
-        f"{float(about.get('duration', 0)):,.0f}",
+        given.append(option if value is True else f"{option} {value}")
+    return given
+
+
+def how(runs: list[Run]) -> str:
+    """A line a run: its name, its options, and what its JSON says; what all have in common is said above."""
+    common = [option for option in options(runs[0]) if all(option in options(run) for run in runs)]
+    columns: dict[str, list[str]] = {
+        "Run": [f"{run.path.parent.name}/{run.path.stem}" for run in runs],
+        "Status": [str(run.sidecar["status"]) for run in runs],
+        "Options": [" ".join(option for option in options(run) if option not in common) for run in runs],
+        "Device": [str(run.sidecar["device"]) for run in runs],
+        "Commit": [str(run.sidecar["commit"]) for run in runs],
+        "Start (UTC)": [str(run.sidecar.get("start", ""))[:16].replace("T", "\u00a0") for run in runs],
+        "Seconds": [str(run.sidecar.get("duration", "")).split(".")[0] for run in runs],
+    }
+    same = [
+        f"{name.lower()} {values[0]}"
+        for name, values in columns.items()
+        if len(runs) > 1 and len(set(values)) == 1
     ]
+    kept = {name: values for name, values in columns.items() if len(runs) == 1 or len(set(values)) > 1}
+    words = f'<p class="above">Each with <code>icassp25/cifar100.acme.py {in_html(" ".join(common))}</code> and the options below'
+    words += f"; all: {escape(', '.join(same))}" * bool(same) + ". Options not given had their defaults.</p>"
+    return words + grid(list(kept), [list(cells) for cells in zip(*kept.values(), strict=True)])
 
 
 def environment(runs: list[Run]) -> list[list[str]]:
@@ -154,14 +218,10 @@ def work(results: Path, name: str, out: Path) -> None:
         "<h2>Figures</h2>",
         *pictures,
         "<h2>How each was run</h2>",
-        "<p>With <code>icassp25/cifar100.acme.py</code> and these options; the others had their defaults.</p>",
-        grid(
-            ["Run", "Status", "Options", "Device", "Commit", "Start (UTC)", "Seconds"],
-            map(how, runs),
-            "runs",
-        ),
-        "<h2>Environment</h2>",
-        grid(["", "Value", "Runs"], environment(runs), "runs"),
+        how(runs),
+        '<div class="whole"><h2>Environment</h2>',
+        grid(["", "Value", "Runs"], environment(runs)),
+        "</div>",
         "</body></html>",
     ]
     write_whole(out / "report.html", "\n".join(parts) + "\n")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,15 +41,72 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class Column:
+    name: str
+    group: str = ""  #: stands above it and its neighbours of the same group
+    alone: str = ""  #: its name where nothing stands above it
+
+
+@dataclass(frozen=True)
 class Table:
     """A table as text, and its numbers in full."""
 
     name: str
-    header: list[str]
+    columns: list[Column]
     cells: list[list[str]]
     caption: str
     notes: list[str]
     numbers: list[dict[str, object]]
+    footer: int = 0  #: so many of the last rows are about the others
+
+    @property
+    def header(self) -> list[str]:
+        return [column.alone or column.name for column in self.columns]
+
+    def groups(self) -> list[tuple[str, int]]:
+        """What stands above the columns, and above how many each."""
+        return [(name, len(list(group))) for name, group in groupby(self.columns, lambda c: c.group)]
+
+    def padded(self) -> list[list[list[tuple[str, bool]]]]:
+        """The cells in parts, some of them to be left blank, so that the numbers of a right-aligned column align."""
+        body = len(self.cells) - self.footer
+        columns = [
+            pad([row[number] for row in self.cells[:body]]) + pad([row[number] for row in self.cells[body:]])
+            for number in range(len(self.columns))
+        ]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+
+NUMBER = re.compile(r"([+−]?\d[\d,]*)(\.\d+)?")
+
+
+def pad(cells: list[str]) -> list[list[tuple[str, bool]]]:
+    """The cells of a column in parts: text, and whether it is blank, as wide as the text would be."""
+    found = {cell: list(NUMBER.finditer(cell)) for cell in cells if NUMBER.match(cell)}
+    most = max(found, key=lambda cell: (len(found[cell]), len(cell)), default="")
+    full = {cell: numbers[-1].end() for cell, numbers in found.items() if len(numbers) == len(found[most])}
+    last = max((cell[end:] for cell, end in full.items()), key=len, default="")
+    widest = [
+        [max((number[part] or "" for number in numbers), key=len) for part in (1, 2)]
+        for numbers in zip_longest(*found.values(), fillvalue=None)
+        for numbers in [[number for number in numbers if number is not None]]
+    ]
+    padded = []
+    for cell in cells:
+        parts: list[tuple[str, bool]] = []
+        end = 0
+        for (whole, fraction), number in zip(widest, found.get(cell, []), strict=False):
+            parts.append((cell[end : number.start()], False))
+            parts.append(("0" * (len(whole) - len(number[1])), True))
+            parts.append((number[0], False))
+            parts.append((fraction[len(number[2] or "") :], True))
+            end = number.end()
+        parts.append((cell[end:], False))
+        if cell in found:  # what the fullest cells have after as many numbers
+            rest = most[found[most][len(found[cell]) - 1].end() : full[most]] + last
+            parts.append((rest[len(cell) - end :], True))
+        padded.append([part for part in parts if part[0]])
+    return padded
 
 
 @dataclass(frozen=True)
@@ -93,10 +152,14 @@ class Comparison:
         if pairs == 0:
             return NOTHING
         if pairs == 1:
-            return "one seed: none"
+            return "one seed"
         if interval is None:
-            return f"no spread (n = {pairs})"
-        return f"{signed(interval[0])} to {signed(interval[1])} (n = {pairs})"
+            return "no spread"
+        return f"{signed(interval[0])} to {signed(interval[1])}"
+
+    def cells(self) -> list[str]:
+        """The difference, its interval, and from how many seeds."""
+        return [signed(self.mean), self.interval_text(), str(len(self.differences))]
 
     def numbers(self) -> dict[str, object]:
         low, high = self.interval or (None, None)
@@ -116,16 +179,20 @@ def signed(number: float | None) -> str:
 # ── The two tables ────────────────────────────────────────────────────────────────────────────────────
 
 
+DIFFERENCE_WORDS = (
+    "the difference that ACME makes in percentage points (paired by seed, with its 95 % confidence interval by "
+    "Student's t and the number n of seeds)"
+)
+DIFFERENCE = (("Diff.", "Difference"), ("95 % interval", ""), ("n", "Seeds"))
 COMPARED = [
-    "Optimizer",
-    "Error, %",
-    "with ACME",
-    "Difference",
-    "95 % interval",
-    "Evaluations",
-    "with ACME",
-    "Seconds",
-    "with ACME",
+    Column("Optimizer"),
+    Column("without", "Error, %", "Error, %"),
+    Column("with", "Error, %", "with ACME"),
+    *(Column(short, "", name) for short, name in DIFFERENCE),
+    Column("without", "Evaluations", "Evaluations"),
+    Column("with", "Evaluations", "with ACME"),
+    Column("without", "Seconds", "Seconds"),
+    Column("with", "Seconds", "with ACME"),
 ]
 """The columns of `compare`."""
 
@@ -141,8 +208,7 @@ def compare(without_acme: Study, with_acme: Study) -> tuple[list[list[str]], lis
                 base.base_name,
                 error_text(without),
                 error_text(acme),
-                signed(compared.mean),
-                compared.interval_text(),
+                *compared.cells(),
                 *(count_text(group.mean_last("evaluations")) for group in (without, acme)),
                 *(seconds_text(group.mean_last("seconds")) for group in (without, acme)),
             ]
@@ -166,9 +232,8 @@ def main_table(study: Study) -> Table:
         "table",
         COMPARED,
         cells,
-        f"Test error after the last epoch ({spread_words(study)}), the difference that ACME makes in "
-        f"percentage points (paired by seed, with its 95 % confidence interval by Student's t), gradient evaluations and seconds of "
-        f"training. {study.caption}; "
+        f"Test error after the last epoch without and with ACME ({spread_words(study)}), {DIFFERENCE_WORDS}, gradient evaluations and "
+        f"seconds of training. {study.caption}; "
         f"initial step size {starts}.",
         missing(study, PAIRS) + diverged(study) + hardware(study) + study.left_out,
         numbers,
@@ -184,10 +249,10 @@ def equal_table(table: Study, equal: Study) -> Table:
         COMPARED,
         cells,
         f"At equal gradient evaluations: test error after the last epoch ({spread_words(equal)}) of each optimizer "
-        f"trained without ACME for as many evaluations as with it, rounded up to whole epochs, and the difference "
-        f"that ACME makes in percentage points (paired by seed, with its 95 % confidence interval by Student's t). "
+        f"trained without ACME for as many evaluations as with it, rounded up to whole epochs, and "
+        f"{DIFFERENCE_WORDS}, gradient evaluations and seconds of training. "
         f"Without ACME: {equal.caption}. With ACME: {table.caption}.",
-        [f"Missing: {name}." for name in lacking] + diverged(equal) + equal.left_out,
+        [f"Missing: {name}." for name in lacking] + diverged(equal) + hardware(table, equal) + equal.left_out,
         numbers,
     )
 
@@ -207,33 +272,50 @@ def equal_summary(table: Study, equal: Study) -> list[str]:
 
 def robustness_table(study: Study) -> Table:
     """SGD and Adam without and with ACME, over initial step sizes."""
-    optimizers = [optimizer for pair in LR_PAIRS for optimizer in pair]
-    cells, numbers = [], []
-    for lr in study.lrs:
-        groups = [study.group(optimizer, lr) for optimizer in optimizers]
-        cells.append([f"{lr:g}", *map(error_text, groups)])
-        for optimizer, group in zip(optimizers, groups, strict=True):
-            numbers.append(
-                {"initial_step_size": lr, "optimizer": optimizer.base_name, "acme": int(optimizer.acme)}
-                | group_numbers(group)
-            )
-    best, spread = ["Best"], ["Max − min"]
-    for optimizer in optimizers:
-        means = start_errors(study, optimizer)
-        failed = sum(study.group(optimizer, lr).finished == [] for lr in study.lrs)
-        best.append(f"{min(means.values()):.2f}" if means else NOTHING)
-        spread.append(f"{max(means.values()) - min(means.values()):.2f}" if len(means) > 1 else NOTHING)
-        if means and failed:
-            spread[-1] += f" ({len(means)} of {len(study.lrs)} starts)"
+    columns = [Column("Start", "", "Initial step size")]
+    rows = [[f"{lr:g}"] for lr in study.lrs]
+    best, spread, evaluations, seconds = footer = [["Best"], ["Max − min"], ["Evaluations"], ["Seconds"]]
+    numbers: dict[float, list[dict[str, object]]] = {lr: [] for lr in study.lrs}
+    some_failed = False
+    for pair in LR_PAIRS:
+        name = pair[0].base_name
+        columns += [Column("without", name, name), Column("with", name, pair[1].name)]
+        columns += [Column(short, name, word) for short, word in DIFFERENCE]
+        for row, lr in zip(rows, study.lrs, strict=True):
+            groups = [study.group(optimizer, lr) for optimizer in pair]
+            compared = Comparison(*groups)
+            row += [*map(error_text, groups), *compared.cells()]
+            for optimizer, group in zip(pair, groups, strict=True):
+                of = {"initial_step_size": lr, "optimizer": name, "acme": int(optimizer.acme)}
+                numbers[lr].append(of | group_numbers(group) | compared.numbers() if optimizer.acme else
+                                   of | group_numbers(group) | dict.fromkeys(compared.numbers()))  # fmt: skip
+        for optimizer in pair:
+            means = start_errors(study, optimizer)
+            best.append(f"{min(means.values()):.2f}" if means else NOTHING)
+            spread.append(f"{max(means.values()) - min(means.values()):.2f}" if len(means) > 1 else NOTHING)
+            if means and len(means) < len(study.lrs):
+                spread[-1] += "†"
+                some_failed = True
+            runs = Group(run for lr in study.lrs for run in study.group(optimizer, lr).finished)
+            evaluations.append(count_text(runs.mean_last("evaluations")))
+            seconds.append(seconds_text(runs.mean_last("seconds")))
+        for row in footer:
+            row += [""] * len(DIFFERENCE)
     return Table(
         "robustness",
-        ["Initial step size", *(optimizer.name for optimizer in optimizers)],
-        [*cells, best, spread],
-        f"Test error in % after the last epoch ({spread_words(study)}) from each initial step size. "
+        columns,
+        rows + footer,
+        f"Test error in % after the last epoch without and with ACME ({spread_words(study)}) from each initial step size, and "
+        f"{DIFFERENCE_WORDS}; gradient evaluations and seconds of training of a run. "
         f"The best of a column is chosen on the test set: it flatters the optimizers that need the choice. "
         f"{study.caption}.",
-        missing(study, LR_PAIRS) + diverged(study) + study.left_out,
-        numbers,
+        ["† over the starts from which a run finished."] * some_failed
+        + missing(study, LR_PAIRS)
+        + diverged(study)
+        + hardware(study)
+        + study.left_out,
+        [entry for lr in study.lrs for entry in numbers[lr]],
+        len(footer),
     )
 
 
@@ -260,7 +342,7 @@ def error_text(group: Group) -> str:
         return "diverged" if group.diverged else NOTHING
     text = f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
     if group.diverged:
-        text += f" ({len(group.diverged)} of {len(group.seeds)} diverged)"
+        text += "*"
     return text
 
 
@@ -298,11 +380,13 @@ def diverged(study: Study) -> list[str]:
         if group.diverged:
             seeds = ", ".join(str(run.config.seed) for run in group.diverged)
             notes.append(f"Diverged: {optimizer.name} from {lr:g}, seed {seeds}.")
+    if any(group.diverged and group.finished for group in study.groups.values()):
+        notes.insert(0, "* over the seeds that did not diverge.")
     return notes
 
 
-def hardware(study: Study) -> list[str]:
-    runs = [run for group in study.groups.values() for run in group.finished]
+def hardware(*studies: Study) -> list[str]:
+    runs = [run for study in studies for group in study.groups.values() for run in group.finished]
     if len({str(run.sidecar["device"]) for run in runs}) > 1:
         return ["The runs come from several devices: their seconds do not compare."]
     return []
@@ -312,13 +396,19 @@ def hardware(study: Study) -> list[str]:
 
 
 def plain(table: Table) -> str:
-    rows = [table.header, *table.cells]
+    cells = [
+        ["".join(" " * len(text) if blank else text for text, blank in cell) for cell in row]
+        for row in table.padded()
+    ]
+    rows = [table.header, *cells]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
     lines = []
     for row in rows:
         rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *rest]))
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
+    rule = "─" * (sum(widths) + 2 * len(widths) - 2)
+    body = len(lines) - table.footer
+    return "\n".join([lines[0], rule, *lines[1:body], *[rule] * bool(table.footer), *lines[body:]])
 
 
 def markdown(table: Table) -> str:
@@ -335,6 +425,7 @@ _LATEX = str.maketrans(
         "−": "$-$",
         "—": "---",
         "α": r"$\alpha$",
+        "†": r"$\dagger$",
         "<": "$<$",
         ">": "$>$",
         "~": r"\textasciitilde{}",
@@ -344,29 +435,59 @@ _LATEX = str.maketrans(
 )
 
 
+def tex(text: str) -> str:
+    return text.translate(_LATEX).replace(r" \%", r"~\%")
+
+
 def latex(table: Table, study: str) -> str:
-    """A `table*` environment for the booktabs package."""
+    """A `table*` environment for the booktabs package, its numbers aligned."""
 
-    def line(cells: list[str]) -> str:
-        return "    " + " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+    def line(cells: Iterable[str]) -> str:
+        return "    " + " & ".join(cells) + r" \\"
 
-    notes = [r"  \par\smallskip\footnotesize " + " ".join(table.notes).translate(_LATEX)] * bool(table.notes)
+    def cell(parts: list[tuple[str, bool]]) -> str:
+        texts = ((tex(text), blank) for text, blank in parts)
+        return "".join(rf"\phantom{{{text}}}" if blank else text for text, blank in texts)
+
+    above, rules, first = [], [], 1
+    for name, count in table.groups():
+        last = first + count - 1
+        if name:
+            above.append(rf"\multicolumn{{{count}}}{{c}}{{{tex(name)}}}")
+            rules.append(rf"\cmidrule(lr){{{first}-{last}}}")
+        else:
+            above.extend([""] * count)
+        first = last + 1
+    names = [tex(table.columns[0].name)] + [
+        rf"\multicolumn{{1}}{{r}}{{{tex(column.name)}}}" for column in table.columns[1:]
+    ]
+    rows = [line(map(cell, parts)) for parts in table.padded()]
+    body = len(rows) - table.footer
+    notes = [r"  \par\smallskip " + tex(" ".join(table.notes))] * bool(table.notes)
     return (
         "\n".join(
             [
                 r"% Needs \usepackage{booktabs}.",
                 r"\begin{table*}",
                 r"  \centering",
-                r"  \caption{" + table.caption.translate(_LATEX) + "}",
+                r"  \caption{" + tex(table.caption) + "}",
+                r"  \par\smallskip",
                 rf"  \label{{tab:{study}-{table.name}}}",
-                r"  \small",
-                r"  \begin{tabular}{l" + "r" * (len(table.header) - 1) + "}",
+                r"  \footnotesize",
+                r"  \setlength{\tabcolsep}{2pt}",
+                r"  \begin{tabular*}{\textwidth}{@{\extracolsep{\fill}}l"
+                + "r" * (len(table.header) - 1)
+                + "@{}}",
                 r"    \toprule",
-                line(table.header),
+                line(above),
+                "    " + "".join(rules),
+                line(names),
                 r"    \midrule",
-                *map(line, table.cells),
+                *rows[:body],
+                *[r"    \midrule"] * bool(table.footer),
+                *rows[body:],
                 r"    \bottomrule",
-                r"  \end{tabular}",
+                r"  \end{tabular*}",
                 *notes,
                 r"\end{table*}",
             ]

@@ -87,7 +87,7 @@ def draw_group(axes: Axes, group: Group, abscissa: str, ordinate: str, look: dic
 
 
 def panels(study: Study, abscissa: str, sides: dict[str, int]) -> tuple[Figure, list[Axes]]:
-    """One panel a base optimizer, on the same axes; a panel's title counts the diverged runs drawn in it."""
+    """One panel a base optimizer, on the same axes; a panel's title counts the runs that diverged or lack."""
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
@@ -98,6 +98,11 @@ def panels(study: Study, abscissa: str, sides: dict[str, int]) -> tuple[Figure, 
             f"{words.removesuffix(' ACME')}: {len(group.diverged)} of {len(group.seeds)} diverged"
             for words, group in groups.items()
             if group.diverged
+        ]
+        lost += [
+            f"{words.removesuffix(' ACME')}: {len(group.seeds)} of {len(study.seeds)} seeds"
+            for words, group in groups.items()
+            if 0 < len(group.seeds) < len(study.seeds)
         ]
         axes.set_title("\n".join([pair[0].base_name, *lost]))
     for axes in grid[-1]:

@@ -65,6 +65,9 @@ def plot_errors(study: Study) -> Figure:
         for label, look in zip(("without ACME", "with ACME"), PAIR_STYLE, strict=True)
     ]
     handles.append(Line2D([], [], color=GREY, linestyle=":", label=f"chance ({CHANCE:g} %)"))
+    if len(study.seeds) > 1:
+        bars = {"color": GREY, "linestyle": "", "marker": "|", "markersize": 8, "markeredgewidth": 1.2}
+        handles.append(Line2D([], [], **bars, label="smallest to largest over seeds"))
     if diverged:
         crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 5}
         handles.append(Line2D([], [], **crosses, label="diverged (some seed)"))

@@ -1,6 +1,7 @@
 # Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, short, reduced, paper.
 #
 #   ABOUT     on what machine, and about how long the sweeps take
+#   TIME_LIMIT  minutes of a run's slot on a SLURM cluster
 #   EPOCHS    of all runs but those of sweep_equal.sh
 #   OPTIONS   the other options that all runs share: model, data, batch, precision
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
@@ -22,6 +23,7 @@ SWEEPS="table lr equal"
 case $PRESET in
 smoke)
     ABOUT="any machine, about four minutes on two CPU cores, the built-in synthetic set"
+    TIME_LIMIT=10
     DATASET=synthetic
     STUDY=${STUDY:-smoke}
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 300 --batch-size 100)
@@ -32,6 +34,7 @@ smoke)
     ;;
 quick)
     ABOUT="two CPU cores, 25 minutes"
+    TIME_LIMIT=20
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100
         --precision bfloat16)
     EPOCHS=3
@@ -48,6 +51,7 @@ short)
     ;;
 reduced)
     ABOUT="one GPU, meant to take about an hour, not measured yet"
+    TIME_LIMIT=60
     OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200
         --precision bfloat16 --compile)
     EPOCHS=30
@@ -56,6 +60,7 @@ reduced)
     ;;
 paper)
     ABOUT="one GPU, days, not measured yet"
+    TIME_LIMIT=240
     OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --precision tf32)
     EPOCHS=200
     SEEDS=${SEEDS:-42 43 44}

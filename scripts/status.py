@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from icassp25 import runlog
 from icassp25.config import RunConfig
+from icassp25.lock import TAKEN, is_locked
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 
@@ -59,10 +60,13 @@ def look_at(config: RunConfig) -> Entry:
     epochs, seconds = int(about.get("rows", 0)), float(about.get("duration", 0.0))
     log = path.with_suffix(".log")
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = [
+        line for line in lines if TAKEN not in line
+    ]  # said by those that left the run to another process
     last = lines[-1].strip() if lines else ""
     if about.get("finished") is True:
         return Entry(config, path, "finished", epochs, seconds, str(about.get("status")))
-    if runlog.is_locked(path):
+    if is_locked(path):
         return Entry(config, path, "running", epochs, seconds, f"epoch {epochs + 1} of {config.epochs}")
     # A killed run's log ends with an epoch's row.
     if last.startswith("interrupted") or last[:1].isdigit() or (about and not last):

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from icassp25.config import RunConfig, UsageError
-from icassp25.runlog import Run, read_study, write_whole
+from icassp25.files import write_whole
+from icassp25.runlog import Run, read_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

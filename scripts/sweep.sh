@@ -6,23 +6,29 @@
 # it and asked for again at the end.
 #
 #   JOBS=n     runs at a time (1): each on a GPU of its own as far as there are GPUs, else the CPU's cores divided
-#   SLURM=1    submit the list as a SLURM job array instead (see slurm.sh); --slurm says the same
+#   SLURM=1    submit the list as a SLURM job array instead (see slurm.sh); --slurm [OPTION…] says the same, with
+#              options for sbatch
 #   DRY_RUN=1  print the commands, one a line
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . scripts/presets.sh
 
 RESULTS=${RESULTS:-results}
+AT_ONCE=${JOBS:-} # of a job array: all, unless said
 JOBS=${JOBS:-1}
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 fi
+sbatch_options=()
 case "${1:-}" in
 '') ;;
---slurm) SLURM=1 ;;
+--slurm)
+    SLURM=1
+    sbatch_options=("${@:2}")
+    ;;
 *)
-    echo "usage: $0 [--slurm]" >&2
+    echo "usage: $0 [--slurm [OPTION OF sbatch…]]" >&2
     exit 2
     ;;
 esac
@@ -38,13 +44,16 @@ names=()           # of all runs, in their order
 commands=()        # the same, quoted for the shell
 pids=()            # by place: the process of the run there, or nothing
 places=()          # by place: the number of the run there
-failed=()
-elsewhere=() # numbers of runs
+elsewhere=()       # numbers of runs
+began=()           # by number: when, in seconds
+took=()            # by number: how many
+outcomes=()        # by number: how it ended
 finished=0
+failed=0
 
 gpus=()
-if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # empty, or -1: none
+    if [ "$CUDA_VISIBLE_DEVICES" != -1 ]; then IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"; fi
 elif command -v nvidia-smi >/dev/null; then
     while read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 fi
@@ -92,6 +101,7 @@ start() {
     ) >>"$log" 2>&1 &
     pids[place]=$!
     places[place]=$number
+    began[number]=$SECONDS
 }
 
 # Wait a moment, and say how the runs fared that have ended.
@@ -109,11 +119,14 @@ look_after() {
 
 ended() {
     local number=$1 status=$2
-    local name=${names[number]} log="$RESULTS/$STUDY/${names[number]}.log"
+    local name=${names[number]} log="$RESULTS/$STUDY/${names[number]}.log" words
     case $status in
     0)
         finished=$((finished + 1))
-        echo "[$finished/${#names[@]}] $STUDY/$name: $(tail -n 1 "$log")"
+        words=$(tail -n 1 "$log")
+        outcomes[number]=${words%[,:] *"$RESULTS"*} # its CSV is known from its name
+        outcomes[number]=${outcomes[number]/already finished/finished earlier}
+        echo "[$finished/${#names[@]}] $STUDY/$name: $words"
         ;;
     "$TAKEN_ELSEWHERE")
         elsewhere+=("$number")
@@ -122,11 +135,13 @@ ended() {
         stopped
         ;;
     *)
-        failed+=("$name")
+        failed=$((failed + 1))
+        outcomes[number]="FAILED (exit code $status), see $log"
         echo "== $STUDY/$name FAILED (exit code $status); the end of $log:" >&2
         tail -n 5 "$log" | sed 's/^/   /' >&2
         ;;
     esac
+    took[number]=$((SECONDS - began[number]))
 }
 
 train() {
@@ -153,8 +168,14 @@ report() {
         sleep "${RETRY_S:-10}"
         train "${waiting[@]}"
     done
-    echo "== $STUDY: $finished of ${#names[@]} runs done"
-    if [ ${#failed[@]} = 0 ]; then return; fi
-    printf '== FAILED: %s\n' "${failed[@]}" >&2
-    exit 1
+    local number width=0
+    for number in "${!names[@]}"; do
+        if [ ${#names[number]} -gt $width ]; then width=${#names[number]}; fi
+    done
+    printf '\n%-*s  %7s  %s\n' "$width" run seconds outcome
+    for number in "${!names[@]}"; do
+        printf '%-*s  %7d  %s\n' "$width" "${names[number]}" "${took[number]}" "${outcomes[number]}"
+    done
+    echo "== $STUDY: $finished of ${#names[@]} runs done, $failed failed"
+    if [ $failed != 0 ]; then exit 1; fi
 }

@@ -139,6 +139,19 @@ def test_diverged_runs_end_in_a_cross(made: SimpleNamespace, script: Any, tmp_pa
     assert axes.get_title() == "SGD\nwithout: 1 of 2 diverged"
 
 
+def test_a_missing_seed_is_said(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    for name, options in (
+        ("a", {"seed": 42}),
+        ("b", {"seed": 42, "acme": True}),
+        ("c", {"seed": 43, "acme": True}),
+    ):
+        made.run(tmp_path / "s" / "table" / f"{name}.csv", **options)
+    study, curves = script("study"), script("plot_curves")
+    study.style()
+    figure = curves.plot_pairs(study.load_table(tmp_path, "s"), "epoch", "test_error")
+    assert figure.axes[0].get_title() == "SGD\nwithout: 1 of 2 seeds"
+
+
 def test_robustness_marks_what_diverged(results: Path, script: Any) -> None:
     study, robustness = script("study"), script("plot_robustness")
     study.style()
@@ -157,6 +170,8 @@ def test_robustness_marks_what_diverged(results: Path, script: Any) -> None:
         assert [list(line.get_xdata()) for line in crosses] == [[100], []]
         assert crosses[0].get_ydata()[0] > 100
         assert max(axes.get_yticks()) <= 100
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert "smallest to largest over seeds" in labels
         chance = [line for line in axes.lines if list(line.get_ydata()) == [99, 99]]
         assert len(chance) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from icassp25.config import RunConfig
-from icassp25.runlog import is_locked
+from icassp25.lock import TAKEN, is_locked
+from icassp25.runlog import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = {"smoke": 1, "quick": 1, "reduced": 3, "paper": 3}  # seeds of the table
@@ -148,6 +151,7 @@ def stub(tmp_path: Path) -> Path:
     script.write_text(
         "#!/bin/sh\n"
         'echo "$PWD $*" >> "$LOG"\n'
+        'echo "finished: test error 50.00% after epoch 2, logged in $4"\n'
         'case "$*" in *"$FAIL"*) exit 3;; *"$INTERRUPTED"*) exit 130;; esac\n'
         "exec sleep $SLEEP\n"
     )
@@ -185,8 +189,13 @@ def test_a_failing_run_is_reported_and_the_others_go_on(stub: Path) -> None:
     assert done.returncode == 1
     assert len(lines(stub)) == 16
     assert "smoke/table/sgd-asam-acme.seed42 FAILED (exit code 3)" in done.stderr
-    assert done.stderr.splitlines()[-1] == "== FAILED: table/sgd-asam-acme.seed42"
-    assert "15 of 16 runs done" in done.stdout
+    *_, header, closing = done.stdout.rsplit("\n\n", 1)[1].split("\n", 1)
+    table = {line.split()[0]: line.split(None, 2)[2] for line in closing.splitlines()[:16]}
+    assert header.split() == ["run", "seconds", "outcome"] and len(table) == 16
+    log = Path(environment(stub)["RESULTS"]) / "smoke" / "table" / "sgd-asam-acme.seed42.log"
+    assert [name for name, outcome in table.items() if "FAILED" in outcome] == ["table/sgd-asam-acme.seed42"]
+    assert table["table/sgd-asam-acme.seed42"] == f"FAILED (exit code 3), see {log}"
+    assert done.stdout.splitlines()[-1] == "== smoke: 15 of 16 runs done, 1 failed"
 
 
 def test_of_a_failed_run_the_end_of_its_log_is_shown(stub: Path, tmp_path: Path) -> None:
@@ -223,6 +232,9 @@ def test_a_gpu_each(stub: Path, tmp_path: Path) -> None:
     stub.with_name("log").unlink()
     done = sweep("table", **environment(stub, SLEEP="0.3", JOBS="2", PATH=path, CUDA_VISIBLE_DEVICES="3,5"))
     assert set(lines(stub)) == {"3", "5"}
+    stub.with_name("log").unlink()
+    done = sweep("table", **environment(stub, PATH=path, CUDA_VISIBLE_DEVICES=""))
+    assert set(lines(stub)) == {""}
 
 
 def test_cores_are_divided(stub: Path) -> None:
@@ -278,13 +290,53 @@ def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.lock"))
 
 
+def test_two_launches_at_once_train_each_run_once(tmp_path: Path) -> None:
+    """Where possible, one of them in the belief that it is on another machine."""
+    runs = [f"table/{name} --seed 1 --lr 0.1 --threads 1" for name in ("a", "b", "c")]
+    script = tmp_path / "sweep_few.sh"
+    script.write_text(
+        "\n".join(["#!/bin/bash", f". {ROOT}/scripts/sweep.sh", *(f"run {run}" for run in runs), "report\n"])
+    )
+    script.chmod(0o755)
+    there = [str(script)]
+    if shutil.which("unshare") and os.geteuid() == 0:
+        there = ["unshare", "--uts", "sh", "-c", f"hostname elsewhere; exec {script}"]
+    folders = {"PRESET": "smoke", "RESULTS": str(tmp_path / "results"), "PYTHON": sys.executable}
+    started = [
+        subprocess.Popen(
+            command,
+            env={"PATH": os.environ["PATH"], **folders, "JOBS": jobs, "RETRY_S": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for command, jobs in (([str(script)], "1"), (there, "2"))
+    ]
+    for process in started:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and printed.splitlines()[-1] == "== smoke: 3 of 3 runs done, 0 failed"
+    folder = tmp_path / "results" / "smoke" / "table"
+    done, left_out = read_study(folder)
+    assert [run.path.stem for run in done] == ["a", "b", "c"] and not left_out
+    assert not list(folder.glob("*.checkpoint")) and not list(folder.glob(".*"))
+    logs = [run.path.with_suffix(".log").read_text() for run in done]
+    assert [log.count("test error") for log in logs] == [1] * 3  # trained to its end, once
+    assert [log.count("epoch ") for log in logs] == [2] * 3  # the header, and that end: begun once
+    for run in done[1:]:
+        pd.testing.assert_frame_equal(
+            run.frame.drop(columns="seconds"), done[0].frame.drop(columns="seconds"), check_exact=True
+        )
+
+
 def test_status(tmp_path: Path, made: SimpleNamespace) -> None:
     folder = tmp_path / "smoke"
     scale = {"train_images": 300, "epochs": 2, "dataset": "synthetic", "depth": 4, "width_alpha": 1}
     made.run(folder / "table" / "sgd.seed42.csv", lr=0.1, **scale)
     (folder / "table" / "adam.seed42.log").write_text("no memory\n")
     (folder / "table" / "adam-acme.seed42.log").write_text("interrupted: --resume goes on\n")
-    (folder / "table" / "adam-asam.seed42.log").write_text("epoch    evals\n    1      480     9.5\n")
+    taken = f"adam-asam.seed42.csv: {TAKEN} (process 12 on node3)."
+    (folder / "table" / "adam-asam.seed42.log").write_text(
+        f"epoch    evals\n    1      480     9.5\n{taken}\n"
+    )
     done = subprocess.run(
         [str(ROOT / "scripts" / "status.sh")],
         env={"PATH": os.environ["PATH"], "PRESET": "smoke", "RESULTS": str(tmp_path), "PYTHON": sys.executable},
