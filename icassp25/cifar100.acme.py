@@ -2,6 +2,7 @@
 """Train a WRN or a PyramidNet on CIFAR-100 with ACME, or with one of its 16 combinations, and leave a CSV."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -9,17 +10,24 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from icassp25 import runlog
+from icassp25 import ranks, runlog
 from icassp25.config import DATASETS, MODELS, PRECISIONS, RunConfig, UsageError
 
 TAKEN_ELSEWHERE = 75  # exit code; sysexits.h's EX_TEMPFAIL: try again later
+GO_ON = "the same command with --resume goes on from the last finished epoch."
+LOST = f"cifar100.acme.py: a process of this run died, or does not answer; {GO_ON}"
+STOPPED = f"cifar100.acme.py: interrupted, or ended because a process of this run died; {GO_ON}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong, with exit code 2."""
+    """Says in one sentence what is wrong, with exit code 2; of several processes, in one."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.rstrip('.')}.\n")
+        ranks.leave(2, f"{self.prog}: {message.rstrip('.')}.")
+
+    def print_help(self, file=None) -> None:
+        if ranks.is_first():
+            super().print_help(file)
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
@@ -61,7 +69,11 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")
     option("--seed", "of weights, sampling, augmentation and dropout", type=int, metavar="N")
     option("--device", "auto, cpu, cuda, cuda:1, …", metavar="NAME")
-    option("--precision", "float32, tf32 (GPU) or bfloat16 autocast", choices=PRECISIONS)
+    option(
+        "--precision",
+        "float32, tf32 (GPU), bfloat16 autocast, or float64 for exact comparison",
+        choices=PRECISIONS,
+    )
     switch("--compile", "compile the network and the arithmetic of Acme with torch.compile")
     option("--dataset", "synthetic: a built-in set of 100 classes, for machines without the data",
            choices=DATASETS)  # fmt: skip
@@ -73,6 +85,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     config = RunConfig(**vars(parser.parse_args(arguments)))
     try:
         config.check()
+        ranks.check(config)
     except UsageError as error:
         parser.error(str(error))
     return config
@@ -91,26 +104,43 @@ def main() -> None:
     # Also where they are inherited as ignored, as by what a shell script starts in the background.
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    ranks.end_when_told(STOPPED)
     try:
-        if runlog.settled(path, config):
-            print(f"already finished: {path}")
-            return
-        with runlog.locked(path):
-            if runlog.settled(path, config):  # by the process that held the lock
-                print(f"already finished: {path}")
-                return
-            from icassp25.train import run  # imports torch: only once there is something to do
-
-            run(config, path)
+        with ranks.joined(config.device) as together:
+            train(config, path, together)
+        ranks.leave(0)
     except runlog.TakenElsewhere as error:
-        print(f"cifar100.acme.py: {error}", file=sys.stderr)
-        sys.exit(TAKEN_ELSEWHERE)
+        ranks.leave(TAKEN_ELSEWHERE, f"cifar100.acme.py: {error}")
     except UsageError as error:
-        print(f"cifar100.acme.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        ranks.leave(2, f"cifar100.acme.py: {error}")
+    except ranks.Lost as error:
+        ranks.say_once(f"{LOST} ({error})")
+        ranks.end(1)
     except KeyboardInterrupt:
+        if ranks.processes() > 1:
+            ranks.say_once(STOPPED)
+            ranks.end(130)
         print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
         sys.exit(130)
+
+
+def train(config: RunConfig, path: Path, together: ranks.Ranks) -> None:
+    """Train, unless that is done: the first process looks, and holds the run's lock."""
+    with contextlib.ExitStack() as held:
+
+        def finished() -> bool:
+            if runlog.settled(path, config):
+                return True
+            held.enter_context(runlog.locked(path))
+            return runlog.settled(path, config)  # by the process that held the lock
+
+        if together.decided(finished):
+            if together.first:
+                print(f"already finished: {path}")
+            return
+        from icassp25.train import run  # imports torch: only once there is something to do
+
+        run(config, path, together)
 
 
 if __name__ == "__main__":
