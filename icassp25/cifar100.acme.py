@@ -106,22 +106,29 @@ def main() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     ranks.end_when_told(STOPPED)
     try:
-        with ranks.joined(config.device) as together:
-            train(config, path, together)
+        try:
+            with ranks.joined(config.device) as together:
+                train(config, path, together)
+        except runlog.TakenElsewhere as error:
+            ranks.leave(TAKEN_ELSEWHERE, f"cifar100.acme.py: {error}")
+        except UsageError as error:
+            ranks.leave(2, f"cifar100.acme.py: {error}")
+        except ranks.Lost as error:
+            end_early(f"{LOST}\n({error})", 1)
         ranks.leave(0)
-    except runlog.TakenElsewhere as error:
-        ranks.leave(TAKEN_ELSEWHERE, f"cifar100.acme.py: {error}")
-    except UsageError as error:
-        ranks.leave(2, f"cifar100.acme.py: {error}")
-    except ranks.Lost as error:
-        ranks.say_once(f"{LOST} ({error})")
-        ranks.end(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # also in the lines above: torchrun ends the others when one has died
         if ranks.processes() > 1:
-            ranks.say_once(STOPPED)
-            ranks.end(130)
+            end_early(STOPPED, 130)
         print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
         sys.exit(130)
+
+
+def end_early(message: str, code: int) -> NoReturn:
+    """End one of several processes; `message` is said once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ranks.say_once(message)
+    ranks.end(code)
 
 
 def train(config: RunConfig, path: Path, together: ranks.Ranks) -> None:

@@ -301,9 +301,9 @@ def say_once(message: str) -> None:
     """
     turn = 1
     with contextlib.suppress(Exception):
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         from torch.distributed import TCPStore
 
-        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(*where, is_master=False, timeout=timedelta(seconds=2), wait_for_workers=False)
         turn = store.add(f"acme/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1)
     if turn == 1:
