@@ -76,7 +76,35 @@ def _read_policy() -> tuple[list[Operation], list[list[list[int]]], list[list[fl
 OPERATIONS, SUB_POLICIES, PROBABILITIES = _read_policy()
 
 
-def augment(images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+class Draws(NamedTuple):
+    """All that `augment` draws, one entry an image: tensors whose first dimension is n."""
+
+    top: Tensor  #: int64 [n], of the crop
+    left: Tensor
+    flipped: Tensor  #: bool [n]
+    operations: Tensor  #: int64 [n, 2], places in `OPERATIONS`
+    cut: Tensor  #: bool [n]
+    cut_top: Tensor  #: int64 [n, 1], corner of the square
+    cut_left: Tensor
+
+
+def draw(count: int, generator: torch.Generator) -> Draws:
+    """Draw for `count` images, on the generator's device."""
+    return Draws(
+        *_draw_crops(count, generator),
+        _draw_flips(count, generator),
+        choose_operations(count, generator),
+        *_draw_squares(count, generator),
+    )
+
+
+def augment(
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    generator: torch.Generator,
+    share: slice | Tensor = slice(None),
+) -> Tensor:
     """The whole training transform: crop, flip, AutoAugment, [0, 1], normalise, cutout.
 
     Every image draws for itself. The draws are made for all images together, so the same generator state
@@ -87,17 +115,20 @@ def augment(images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generato
         mean: float32 [3], the training set's mean per channel, in [0, 1].
         std: float32 [3], its standard deviation, same scale.
         generator: source of the randomness, on the device of `images`.
+        share: the places of m images, where only they are wanted; the draws are those for all.
 
     Returns:
-        float32 [n, 3, 32, 32] on the device of `images`.
+        float32 [m, 3, 32, 32] on the device of `images`: the result for all, at the places of `share`.
 
     Raises:
         ValueError: an argument has another dtype or shape, or the generator is on another device.
     """
-    images = random_crop(images, generator)
-    images = random_flip(images, generator)
-    images = auto_augment(images, generator)
-    return _cut_squares(normalise(images, mean, std), generator)
+    _check_images(images)
+    _check_generator(images, generator)
+    draws = Draws(*(drawn[share] for drawn in draw(len(images), generator)))
+    images = _flip(_crop(images[share], draws.top, draws.left), draws.flipped)
+    images = normalise(apply_operations(images, draws.operations), mean, std)
+    return _cut_squares(images, draws.cut, draws.cut_top, draws.cut_left)
 
 
 def random_crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -115,12 +146,19 @@ def random_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     _check_images(images)
     _check_generator(images, generator)
-    count, device = len(images), images.device
+    return _crop(images, *_draw_crops(len(images), generator))
+
+
+def _draw_crops(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator, device=generator.device)
+    return top, left
+
+
+def _crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(images, (CROP_PADDING,) * 4)
-    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator, device=device)
     # All 9×9 crops as one view of the padded images: [n, 3, 9, 9, 32, 32], no copy.
     crops = padded.unfold(2, IMAGE_SIZE, 1).unfold(3, IMAGE_SIZE, 1)
-    return crops[torch.arange(count, device=device), :, top, left]
+    return crops[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,7 +176,14 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     _check_images(images)
     _check_generator(images, generator)
-    flipped = torch.rand(len(images), generator=generator, device=images.device) < FLIP_PROBABILITY
+    return _flip(images, _draw_flips(len(images), generator))
+
+
+def _draw_flips(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device) < FLIP_PROBABILITY
+
+
+def _flip(images: Tensor, flipped: Tensor) -> Tensor:
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
@@ -270,17 +315,21 @@ def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     _check_images(images, torch.float32)
     _check_generator(images, generator)
-    return _cut_squares(images.clone(), generator)
+    return _cut_squares(images.clone(), *_draw_squares(len(images), generator))
 
 
-def _cut_squares(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`cutout` in place."""
-    count, device = len(images), images.device
+def _draw_squares(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    device = generator.device
     cut = torch.rand(count, generator=generator, device=device) < CUTOUT_PROBABILITY
     top, left = torch.randint(
         CUTOUT_FIRST_CORNER, CUTOUT_LAST_CORNER + 1, (2, count, 1), generator=generator, device=device
     )
-    pixel = torch.arange(IMAGE_SIZE, device=device)
+    return cut, top, left
+
+
+def _cut_squares(images: Tensor, cut: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """`cutout` in place."""
+    pixel = torch.arange(IMAGE_SIZE, device=images.device)
     rows = (pixel >= top) & (pixel < top + CUTOUT_SIZE) & cut[:, None]
     columns = (pixel >= left) & (pixel < left + CUTOUT_SIZE)
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -2,6 +2,7 @@
 """Train a WRN or a PyramidNet on CIFAR-100 with ACME, or with one of its 16 combinations, and leave a CSV."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -9,18 +10,25 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from icassp25 import lock, runlog
+from icassp25 import lock, ranks, runlog
 from icassp25.config import DATASETS, MODELS, PRECISIONS, RunConfig, UsageError
 from icassp25.peers import OPTIMIZERS
 
 TAKEN_ELSEWHERE = 75  # exit code; sysexits.h's EX_TEMPFAIL: try again later
+GO_ON = "the same command with --resume goes on from the last finished epoch."
+LOST = f"cifar100.acme.py: a process of this run died, or does not answer; {GO_ON}"
+STOPPED = f"cifar100.acme.py: interrupted, or ended because a process of this run died; {GO_ON}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong, with exit code 2."""
+    """Says in one sentence what is wrong, with exit code 2; of several processes, in one."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.rstrip('.')}.\n")
+        ranks.leave(2, f"{self.prog}: {message.rstrip('.')}.")
+
+    def print_help(self, file=None) -> None:
+        if ranks.is_first():
+            super().print_help(file)
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
@@ -69,7 +77,11 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")
     option("--seed", "of weights, sampling, augmentation and dropout", type=int, metavar="N")
     option("--device", "auto, cpu, cuda, cuda:1, …", metavar="NAME")
-    option("--precision", "float32, tf32 (GPU) or bfloat16 autocast", choices=PRECISIONS)
+    option(
+        "--precision",
+        "float32, tf32 (GPU), bfloat16 autocast, or float64 for exact comparison",
+        choices=PRECISIONS,
+    )
     switch("--compile", "compile the network and the arithmetic of Acme with torch.compile")
     option("--dataset", "synthetic: a built-in set of 100 classes, for machines without the data",
            choices=DATASETS)  # fmt: skip
@@ -81,6 +93,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     config = RunConfig(**vars(parser.parse_args(arguments)))
     try:
         config.check()
+        ranks.check(config)
     except UsageError as error:
         parser.error(str(error))
     return config
@@ -99,27 +112,51 @@ def main() -> None:
     # Also where they are inherited as ignored, as by what a shell script starts in the background.
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    ranks.end_when_told(STOPPED)
     try:
-        if runlog.settled(path, config):
-            print(f"already finished: {path}")
-            return
-        runlog.check_writable(path)
-        with lock.locked(path):
-            if runlog.settled(path, config):  # by the process that held the lock
-                print(f"already finished: {path}")
-                return
-            from icassp25.train import run  # imports torch: only once there is something to do
-
-            run(config, path)
-    except lock.TakenElsewhere as error:
-        print(f"cifar100.acme.py: {error}", file=sys.stderr)
-        sys.exit(TAKEN_ELSEWHERE)
-    except UsageError as error:
-        print(f"cifar100.acme.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        try:
+            with ranks.joined(config.device) as together:
+                train(config, path, together)
+        except lock.TakenElsewhere as error:
+            ranks.leave(TAKEN_ELSEWHERE, f"cifar100.acme.py: {error}")
+        except UsageError as error:
+            ranks.leave(2, f"cifar100.acme.py: {error}")
+        except ranks.Lost as error:
+            end_early(f"{LOST}\n({error})", 1)
+        ranks.leave(0)
+    except KeyboardInterrupt:  # also in the lines above: torchrun ends the others when one has died
+        if ranks.processes() > 1:
+            end_early(STOPPED, 130)
         print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
         sys.exit(130)
+
+
+def end_early(message: str, code: int) -> NoReturn:
+    """End one of several processes; `message` is said once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ranks.say_once(message)
+    ranks.end(code)
+
+
+def train(config: RunConfig, path: Path, together: ranks.Ranks) -> None:
+    """Train, unless that is done: the first process looks, and holds the run's lock."""
+    with contextlib.ExitStack() as held:
+
+        def finished() -> bool:
+            if runlog.settled(path, config):
+                return True
+            runlog.check_writable(path)
+            held.enter_context(lock.locked(path))
+            return runlog.settled(path, config)  # by the process that held the lock
+
+        if together.decided(finished):
+            if together.first:
+                print(f"already finished: {path}")
+            return
+        from icassp25.train import run  # imports torch: only once there is something to do
+
+        run(config, path, together)
 
 
 if __name__ == "__main__":

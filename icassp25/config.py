@@ -18,7 +18,7 @@ DEFAULT_DEPTH = {"WRN": 16, "Pyramid": 110}
 DEFAULT_WIDTH_ALPHA = {"WRN": 8, "Pyramid": 40}
 MODELS = tuple(DEFAULT_DEPTH)
 DATASETS = ("cifar100", "synthetic")
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
 
 class UsageError(Exception):

@@ -6,7 +6,10 @@ Both take float [n, 3, 32, 32] and return logits [n, classes].
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,3 +142,83 @@ class PyramidNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm(self.units(self.stem(x))))
         return self.classifier(F.avg_pool2d(h, 8).flatten(1))
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """`model`, its batch norms taking their statistics over the batches of all processes together.
+
+    On GPUs by torch's `SyncBatchNorm`, which refuses the CPU; there by `GlobalBatchNorm2d`. Parameters and buffers
+    keep their names, so state dicts fit both ways.
+    """
+    if next(model.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                norm = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum).to(child.weight)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, name, norm)
+    return model
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the batches of all processes of the default group, as if they were one.
+
+    The processes hold equally many images. The gradients of weight and bias are this process's part, for
+    DistributedDataParallel to average.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        self._check_input_dim(x)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        return _GlobalBatchNorm.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
+        )
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """(x - mean)/sqrt(variance + eps)·weight + bias, with mean and variance over all processes.
+
+    Statistics and gradients are computed in the weights' dtype, where `x` has 16 bits too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        size = dist.get_world_size()
+        local = torch.stack(torch.var_mean(x.to(weight.dtype), (0, 2, 3), correction=0))
+        gathered = [torch.empty_like(local) for _ in range(size)]
+        dist.all_gather(gathered, local)
+        variances, means = torch.stack(gathered, 1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        count = size * x.numel() // x.shape[1]
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        running_var.mul_(1 - momentum).add_(variance, alpha=momentum * count / (count - 1))
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.count = eps, count
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        scale = (variance + ctx.eps).rsqrt().view(-1, 1, 1)
+        normalised = (x.to(weight.dtype) - mean.view(-1, 1, 1)) * scale
+        gradient = gradient.to(weight.dtype)
+        own = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
+        means = own.clone()
+        dist.all_reduce(means)
+        first, second = (means / ctx.count).view(2, -1, 1, 1)
+        of_x = (gradient - first - normalised * second) * (scale * weight.view(-1, 1, 1))
+        return of_x.to(x.dtype), own[1], own[0], None, None, None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import math
 import os
 import pickle
@@ -23,7 +24,8 @@ from tqdm import tqdm
 from icassp25 import augment, data, peers, runlog
 from icassp25.config import RunConfig, UsageError
 from icassp25.files import temporary
-from icassp25.models import build_model
+from icassp25.models import build_model, synchronised
+from icassp25.ranks import ALONE, Ranks
 from icassp25.sampling import stratified_order
 
 BETA2 = 0.999
@@ -35,35 +37,41 @@ AUGMENT_IMAGES = 10_000
 TEST_BATCH = 1_000
 
 
-def run(config: RunConfig, path: Path) -> None:
+def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
     """Train as `config` says, logging to `path` (a CSV) and the JSON beside it.
 
     With `config.resume`, go on from the checkpoint beside `path` if there is one; on the CPU, with the same
     number of threads, the run is then bit for bit the one that was not interrupted. A run that diverges (a loss
     that is not finite) ends early, logged as diverged, without an error.
 
+    In several processes (`ranks`) each calls this; all train one model, and the first writes and prints.
+
     Raises:
-        UsageError: something the configuration asks for is not there (device, data, optimizer, folder).
+        UsageError: something the configuration asks for is not there (device, data, optimizer, folder); in all
+            processes, if in one.
     """
-    device = resolve_device(config)
-    runlog.check_writable(path)
-    optimizer_class = _optimizer_class(config.acme_script)
-    if config.optimizer != peers.ACME:
-        peers.load(config.optimizer)  # a missing package is said before the data is loaded
-    wandb = _start_wandb(config)
+    with ranks.agreeing():
+        device = resolve_device(config, ranks)
+        if ranks.first:
+            runlog.check_writable(path)
+        optimizer_class = _optimizer_class(config.acme_script)
+        if config.optimizer != peers.ACME:
+            peers.load(config.optimizer)  # a missing package is said before the data is loaded
+        wandb = _start_wandb(config) if ranks.first else None
     torch.set_num_threads(config.threads)
     _set_precision(config, device)
-    images = data.load(config, device)
-    experiment = Experiment(config, images, device, optimizer_class)
+    images = ranks.one_per_machine_first(lambda: data.load(config, device))
+    experiment = Experiment(config, images, device, optimizer_class, ranks)
     checkpoint = path.with_suffix(".checkpoint")
-    rows: list[runlog.Row] = []
-    if config.resume and checkpoint.exists():
-        rows = experiment.load(checkpoint)
-    else:
+    rows = experiment.load(checkpoint) if config.resume else []
+    if not ranks.first:
+        _follow(experiment, rows)
+        return
+    if not rows:
         checkpoint.unlink(missing_ok=True)
     log = runlog.RunLog(path, config, _describe(experiment), rows)
     _print_start(experiment, path, resumed=len(rows))
-    while len(log.rows) < config.epochs and not any(row.diverged for row in log.rows):
+    while _unfinished(log.rows, config):
         row = experiment.epoch(len(log.rows) + 1)
         # The checkpoint first: if the process ends between the two, the CSV is rewritten from its rows.
         experiment.save(checkpoint, [*log.rows, row])
@@ -78,6 +86,16 @@ def run(config: RunConfig, path: Path) -> None:
         wandb.finish()
     last = log.rows[-1]
     print(f"{log.status}: test error {last.test_error:.2%} after epoch {last.epoch}, logged in {path}")
+
+
+def _unfinished(rows: list[runlog.Row], config: RunConfig) -> bool:
+    return len(rows) < config.epochs and not any(row.diverged for row in rows)
+
+
+def _follow(experiment: Experiment, rows: list[runlog.Row]) -> None:
+    """What a process does that is not the first: the same epochs, without a word."""
+    while _unfinished(rows, experiment.config):
+        rows = [*rows, experiment.epoch(len(rows) + 1)]
 
 
 @dataclass
@@ -114,15 +132,23 @@ class Experiment:
         images: data.CifarData,
         device: torch.device,
         optimizer_class: Callable[..., torch.optim.Optimizer],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.images = images
         self.device = device
+        self.ranks = ranks
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         torch.manual_seed(config.seed)
+        # The same in all processes: each draws for the whole batch and takes its share.
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.model = build_model(config).to(device, memory_format=torch.channels_last)
-        # Compiled for training only: the test's batches would each cost another compilation.
-        self.train_model = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self.model = build_model(config).to(device, self.dtype, memory_format=torch.channels_last)
+        if ranks.size > 1:
+            self.model = synchronised(self.model)
+        self.train_model = ranks.distributed(self.model, device)
+        if config.compile:
+            # For training only: the test's batches would each cost another compilation.
+            self.train_model = torch.compile(self.model, dynamic=False)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.peer = self.scheduler = None
         if config.optimizer == peers.ACME:
@@ -167,6 +193,7 @@ class Experiment:
         """Train for one epoch, then test; the row says what came of it."""
         config = self.config
         lr = float(self.optimizer.param_groups[0]["lr"])
+        self.ranks.seed(config.seed, number)
         start = time.perf_counter()
         tally = Tally(self.device)
         if self.peer:
@@ -174,13 +201,16 @@ class Experiment:
         finite = self._train(number, tally)
         if self.scheduler is not None and finite:
             self.scheduler.step()
-        train_loss = tally.loss.item() / max(tally.steps, 1) if finite else math.nan
-        train_error = tally.wrong.item() / max(tally.steps * config.batch_size, 1)
+        loss, wrong = self.ranks.sums(tally.loss, tally.wrong)
+        train_loss = loss / self.ranks.size / max(tally.steps, 1) if finite else math.nan
+        train_error = wrong / max(tally.steps * config.batch_size, 1)
         if self.peer:
             self.peer.eval()
             if self.peer.peer.modes:
                 self._renew_statistics(number)
         self.progress.seconds += time.perf_counter() - start
+        step_size = self.peer.step_size(lr) if self.peer else self.optimizer.param_groups[0]["step_size"]
+        self.ranks.check_equal(self.model, step_size, *tally.decisions)
         test_loss, test_error = self.test(self.images.test_images, self.images.test_labels)
         validation: tuple[float | None, float | None] = (None, None)
         if self.images.validation_images is not None:
@@ -191,7 +221,7 @@ class Experiment:
             evaluations=self.progress.evaluations,
             seconds=self.progress.seconds,
             lr=lr,
-            step_size=self.peer.step_size(lr) if self.peer else self.optimizer.param_groups[0]["step_size"],
+            step_size=step_size,
             train_loss=train_loss,
             train_error=train_error,
             test_loss=test_loss,
@@ -207,20 +237,23 @@ class Experiment:
         images, labels = self.images.train_images, self.images.train_labels
         order = stratified_order(labels, self.generator)[: config.steps_per_epoch * config.batch_size]
         chunk = config.batch_size * max(AUGMENT_IMAGES // config.batch_size, 1)
+        per_process = config.batch_size // self.ranks.size
         self.model.train()
         with tqdm(
             total=config.steps_per_epoch,
             desc=f"epoch {number}/{config.epochs}",
             unit="step",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not (self.ranks.first and sys.stderr.isatty()),
         ) as bar:
             for indices in order.split(chunk):
-                inputs = augment.augment(images[indices], self.images.mean, self.images.std, self.generator)
-                inputs = inputs.to(memory_format=torch.channels_last)
-                batches = zip(
-                    inputs.split(config.batch_size), labels[indices].split(config.batch_size), strict=True
+                share = self.ranks.share(len(indices), config.batch_size)
+                inputs = augment.augment(
+                    images[indices], self.images.mean, self.images.std, self.generator, share
                 )
+                inputs = inputs.to(self.dtype, memory_format=torch.channels_last)
+                targets = labels[indices[share]]
+                batches = zip(inputs.split(per_process), targets.split(per_process), strict=True)
                 for batch, targets in batches:
                     try:
                         self._step(batch, targets, tally)
@@ -275,21 +308,27 @@ class Experiment:
             for indices in order.split(config.batch_size):
                 inputs = augment.augment(images[indices], self.images.mean, self.images.std, generator)
                 with self._autocast():
-                    self.model(inputs.to(memory_format=torch.channels_last))
+                    self.model(inputs.to(self.dtype, memory_format=torch.channels_last))
 
     @torch.no_grad()
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Mean loss (with label smoothing) and error of the model on uint8 images [n, 3, 32, 32]."""
+        """Mean loss (with label smoothing) and error of the model on uint8 images [n, 3, 32, 32].
+
+        Each process takes some of the batches.
+        """
         model = self.tested_model.eval()
         loss = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch, targets in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
+        mine = slice(self.ranks.rank, None, self.ranks.size)
+        batches = zip(images.split(TEST_BATCH)[mine], labels.split(TEST_BATCH)[mine], strict=True)
+        for batch, targets in batches:
             inputs = augment.normalise(batch, self.images.mean, self.images.std)
             with self._autocast():
-                logits = model(inputs.to(memory_format=torch.channels_last))
+                logits = model(inputs.to(self.dtype, memory_format=torch.channels_last))
                 loss += self.criterion(logits, targets).to(loss.dtype) * len(batch)
             wrong += (logits.argmax(1) != targets).sum()
-        return loss.item() / len(images), wrong.item() / len(images)
+        whole_loss, whole_wrong = self.ranks.sums(loss, wrong)
+        return whole_loss / len(images), whole_wrong / len(images)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"
@@ -313,9 +352,20 @@ class Experiment:
             os.replace(name, path)
 
     def load(self, path: Path) -> list[runlog.Row]:
-        """Continue from a checkpoint; the rows logged so far."""
+        """Continue from a checkpoint, where there is one; the rows logged so far.
+
+        The first process reads it, for all: they need not be as many as those that wrote it.
+        """
+        with self.ranks.agreeing():
+            try:
+                whole = path.read_bytes() if self.ranks.first and path.exists() else None
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        whole = self.ranks.bytes_of_first(whole)
+        if whole is None:
+            return []
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise UsageError(
                 f"{path}: not a readable checkpoint ({error}); delete it to start over."
@@ -343,8 +393,8 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def resolve_device(config: RunConfig) -> torch.device:
-    """The training device: `auto` is the GPU where there is one.
+def resolve_device(config: RunConfig, ranks: Ranks = ALONE) -> torch.device:
+    """The training device: `auto` is the GPU where there is one, this process's own if there are several.
 
     Raises:
         UsageError: no such device, or a precision it does not have.
@@ -352,6 +402,8 @@ def resolve_device(config: RunConfig) -> torch.device:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.size > 1:
+        name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -360,6 +412,8 @@ def resolve_device(config: RunConfig) -> torch.device:
         raise UsageError(
             f"--device {config.device}: not available here ({reason}); use --device cpu."
         ) from None
+    if config.precision == "float64" and device.type == "mps":
+        raise UsageError("--precision float64: this run is on mps, which has no float64; use --device cpu.")
     if config.precision == "tf32" and device.type != "cuda":
         raise UsageError(f"--precision tf32: needs a CUDA device, and this run is on {device.type}.")
     return device
@@ -399,7 +453,8 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
 
     return {
         "parameters": experiment.parameters,
-        "device": device_name(experiment.device),
+        "device": _devices(experiment),
+        "processes": experiment.ranks.size,
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -409,6 +464,12 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
             **(peers.version(experiment.config.optimizer) if experiment.peer else {}),
         },
     }
+
+
+def _devices(experiment: Experiment) -> str:
+    """The device in words, and how many processes have one like it."""
+    times = f"{experiment.ranks.size} × " if experiment.ranks.size > 1 else ""
+    return times + device_name(experiment.device)
 
 
 def device_name(device: torch.device) -> str:
@@ -442,7 +503,7 @@ def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
     print(
         f"{config.model} {config.depth}-{config.width_alpha}, {experiment.parameters:,} parameters, "
         f"{config.dataset}, {config.available_images:,} images, {config.epochs} epochs of "
-        f"{config.steps_per_epoch} steps, {device_name(experiment.device)}, {config.precision}"
+        f"{config.steps_per_epoch} steps, {_devices(experiment)}, {config.precision}"
     )
     if resumed:
         print(f"resumed after epoch {resumed}")
