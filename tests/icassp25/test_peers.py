@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from icassp25.config import RunConfig, UsageError
 
 CPU = torch.device("cpu")
 TINY = RunConfig(
-    dataset="synthetic", train_images=300, batch_size=100, depth=4, width_alpha=1, epochs=3, dropout=0.1,
+    dataset="synthetic", train_images=100, batch_size=50, depth=4, width_alpha=1, epochs=3, dropout=0.1,
     device="cpu", validation=100,
 )  # fmt: skip
 MODES = [name for name, peer in peers.PEERS.items() if peer.modes]
@@ -23,6 +24,15 @@ MODES = [name for name, peer in peers.PEERS.items() if peer.modes]
 def tiny(name: str, **options: object) -> RunConfig:
     pytest.importorskip(peers.PEERS[name].module, reason="pip install '.[peers]'")
     return replace(TINY, optimizer=name, lr=peers.PEERS[name].default, **options)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are faster so, and far faster on a machine that does other things as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def test_trains_and_resumes_bit_for_bit(name: str, images: data.CifarData, tmp_p
     rows = [first.epoch(number) for number in (1, 2)]
     first.save(tmp_path / "checkpoint", rows)
     rows.append(first.epoch(3))
-    assert [row.evaluations for row in rows] == [3 * n * peers.PEERS[name].evaluations for n in (1, 2, 3)]
+    assert [row.evaluations for row in rows] == [2 * n * peers.PEERS[name].evaluations for n in (1, 2, 3)]
     assert any(not torch.equal(old, new) for old, new in zip(before, first.model.parameters(), strict=True))
     if peers.PEERS[name].cosine:
         start = 1.0 if peers.PEERS[name].argument == "d0" else config.lr
