@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: PRESET=smoke|quick|reduced|paper, DATA_DIR (holds
+# `make help` lists the targets. Variables: PRESET=smoke|quick|short|reduced|paper, DATA_DIR (holds
 # cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), TEST_JOBS, PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,7 +24,7 @@ $(VENV)/ready: pyproject.toml requirements.txt
 
 # What only the tests need.
 $(VENV)/ready-tests: $(VENV)/ready
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,dev,integrations]'
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,dev,integrations,peers]'
 	touch $@
 
 # What only the benchmarks need: the peers.

@@ -59,8 +59,8 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-COUPLED = "coupled (added to the gradient)"
-DECOUPLED = "decoupled, times the learning rate"
+COUPLED = "coupled: added to the gradient"
+DECOUPLED = "decoupled: times the learning rate"
 
 PEERS: dict[str, Peer] = {
     "sgd": Peer(
@@ -68,7 +68,7 @@ PEERS: dict[str, Peer] = {
         "torch", "torch.optim", "SGD",
         default=0.1,
         scale="learning rate",
-        how="momentum, cosine per epoch to a hundredth",
+        how="momentum (torch's, a sum of gradients where ACME has an average), cosine per epoch to a hundredth",
         decay=COUPLED,
         source="torch.optim.SGD; the learning rate as in Zagoruyko and Komodakis, Wide Residual Networks",
     ),
@@ -87,9 +87,9 @@ PEERS: dict[str, Peer] = {
         "schedulefree", "schedulefree", "SGDScheduleFree",
         default=1.0,
         scale="learning rate",
-        how=f"no schedule, {WARMUP:.0%} of the steps warm-up, tested at its averaged weights with BatchNorm's statistics "
+        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights with BatchNorm's statistics "
         f"taken anew from {STATISTICS_BATCHES} training batches",
-        decay="coupled (added to the gradient, at the weights it is evaluated at)",
+        decay=COUPLED,
         source="https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
         cosine=False,
         modes=True,
@@ -99,9 +99,9 @@ PEERS: dict[str, Peer] = {
         "schedulefree", "schedulefree", "AdamWScheduleFree",
         default=0.0025,
         scale="learning rate",
-        how=f"no schedule, {WARMUP:.0%} of the steps warm-up, tested at its averaged weights with BatchNorm's statistics "
+        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights with BatchNorm's statistics "
         f"taken anew from {STATISTICS_BATCHES} training batches",
-        decay=DECOUPLED + " (at the weights the gradient is evaluated at)",
+        decay=DECOUPLED,
         source="https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
         family="adam",
         cosine=False,

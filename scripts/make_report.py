@@ -13,13 +13,18 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+import make_peer_tables
 from make_tables import Table, tables_of
+from peer_study import load_peers
 from study import UsageError, command_line, read_study, write_whole
 
 from icassp25.config import RunConfig
 from icassp25.runlog import Run
 
 FIGURES = {
+    "peers_robustness": "Beside peers: test error after the last epoch against the scale, in multiples of each default.",
+    "peers_price": "Beside peers: test error against what it cost, untuned and tuned.",
+    "peers_budget": "Beside peers: test error of a search for the scale against what the search may cost.",
     "robustness_error": "Test error after the last epoch against the initial step size.",
     "robustness_step_size": "The step size over training, from each initial one.",
     "test_error_evaluations": "Test error against gradient evaluations.",
@@ -196,10 +201,37 @@ def environment(runs: list[Run]) -> list[list[str]]:
     return [[name, value, str(count)] for (name, value), count in sorted(counts.items())]
 
 
+def all_tables(results: Path, name: str) -> tuple[list[tuple[Table, list[str]]], list[str]]:
+    """The tables of what the study has, those beside peers first, and why there are not more.
+
+    Raises:
+        UsageError: there are none.
+    """
+    folder = results / name
+    beside_peers: list[tuple[Table, list[str]]] = []
+    problems: list[str] = []
+    if (folder / "peers").is_dir():
+        try:
+            beside_peers = make_peer_tables.tables_of(load_peers(results, name))
+        except UsageError as problem:
+            problems.append(f"No peers: {problem}")
+        if not (folder / "table").is_dir() and not (folder / "lr").is_dir() and beside_peers:
+            return beside_peers, []
+    tables, others = tables_of(results, name)
+    return beside_peers + tables, problems + others
+
+
 def work(results: Path, name: str, out: Path) -> None:
-    tables, problems = tables_of(results, name)
-    runs = [run for part in ("table", "lr", "equal") for run in read_study(results / name / part)[0]]
-    titles = {"table": "The 16 optimizers", "robustness": "Initial step sizes", "equal": "Equal evaluations"}
+    tables, problems = all_tables(results, name)
+    runs = [run for part in ("peers", "table", "lr", "equal") for run in read_study(results / name / part)[0]]
+    titles = {
+        "peers": "Beside peers",
+        "peers_equal": "Beside peers, equal evaluations",
+        "peers_budget": "Beside peers, search included",
+        "table": "The 16 optimizers",
+        "robustness": "Initial step sizes",
+        "equal": "Equal evaluations",
+    }
     pictures = [
         figure(out / f"{stem}.png", words)
         for stem, words in FIGURES.items()

@@ -422,6 +422,7 @@ _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
+        "×": r"$\times$",
         "−": "$-$",
         "—": "---",
         "α": r"$\alpha$",

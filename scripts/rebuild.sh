@@ -6,14 +6,26 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
+folder=${RESULTS:-results}/${STUDY:-${PRESET:-quick}}
 arguments=(--results "${RESULTS:-results}" --study "${STUDY:-${PRESET:-quick}}" --out "${FIGURES:-figures}")
+# A study may consist of the runs beside peers alone.
+peers=0
+others=1
+if [ -d "$folder/peers" ]; then
+    peers=1
+    if [ ! -d "$folder/table" ] && [ ! -d "$folder/lr" ]; then others=0; fi
+fi
 case ${1:-} in
 tables)
-    "$PYTHON" scripts/make_tables.py "${arguments[@]}"
+    if [ $peers = 1 ]; then "$PYTHON" scripts/make_peer_tables.py "${arguments[@]}"; fi
+    if [ $others = 1 ]; then "$PYTHON" scripts/make_tables.py "${arguments[@]}"; fi
     ;;
 figures)
-    "$PYTHON" scripts/plot_curves.py "${arguments[@]}"
-    "$PYTHON" scripts/plot_robustness.py "${arguments[@]}"
+    if [ $others = 1 ]; then
+        "$PYTHON" scripts/plot_curves.py "${arguments[@]}"
+        "$PYTHON" scripts/plot_robustness.py "${arguments[@]}"
+    fi
+    if [ $peers = 1 ]; then "$PYTHON" scripts/plot_peers.py "${arguments[@]}"; fi
     ;;
 report)
     "$PYTHON" scripts/make_report.py "${arguments[@]}"

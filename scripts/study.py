@@ -118,7 +118,7 @@ def load_table(results: Path, study: str) -> Study:
         UsageError: no finished run there, or no telling which scale of runs is meant.
     """
     folder = results / study / "table"
-    runs, left_out = _load(folder)
+    runs, left_out = load_folder(folder)
     kept: list[Run] = []
     for adam in (False, True):
         part = [run for run in runs if run.config.adam == adam]
@@ -132,7 +132,7 @@ def load_equal(results: Path, study: str, table: Study) -> Study:
     Raises:
         UsageError: no finished run there.
     """
-    runs, left_out = _load(results / study / "equal", frozenset({"epochs"}))
+    runs, left_out = load_folder(results / study / "equal", frozenset({"epochs"}))
     kept = []
     for run in runs:
         base = Optimizer.of(run.config)
@@ -165,7 +165,7 @@ def load_lr(results: Path, study: str) -> Study:
     Raises:
         UsageError: no finished run there, or no telling which scale of runs is meant.
     """
-    runs, left_out = _load(results / study / "lr")
+    runs, left_out = load_folder(results / study / "lr")
     wanted = {optimizer for pair in LR_PAIRS for optimizer in pair}
     kept = []
     for run in runs:
@@ -180,17 +180,22 @@ def load_lr(results: Path, study: str) -> Study:
 
 
 # What may differ between the runs of a study; in all else they must agree to be averaged and compared.
-_VARIED = frozenset({"seed", "lr", "acme", "adam", "asam", "nesterov", "device"})
+VARIED = frozenset({"seed", "lr", "acme", "adam", "asam", "nesterov", "device"})
 
 
-def _load(folder: Path, varied: frozenset[str] = frozenset()) -> tuple[list[Run], list[str]]:
+def load_folder(folder: Path, varied: frozenset[str] = frozenset()) -> tuple[list[Run], list[str]]:
+    """A folder's runs that agree in all but VARIED and `varied`, and why the others are left out.
+
+    Raises:
+        UsageError: no finished run there, or no telling which scale of runs is meant.
+    """
     runs, left_out = read_study(folder)
     if not runs:
         reasons = " " + " ".join(left_out) if left_out else ""
         raise UsageError(
             f"{folder} holds no finished run; scripts/sweep_{folder.name}.sh makes them.{reasons}"
         )
-    scale = [name for name in runs[0].config.to_dict() if name not in _VARIED | varied]
+    scale = [name for name in runs[0].config.to_dict() if name not in VARIED | varied]
     runs = _keep_most(runs, lambda one, other: _differences(one, other, scale), folder, left_out)
     return runs, left_out
 
@@ -241,7 +246,7 @@ def _study(runs: list[Run], left_out: list[str]) -> Study:
             left_out.append(f"{run.path.name} is left out: the same run as {twin.path.name}.")
     seeds = sorted({run.config.seed for run in kept})
     grouped = {key: Group(groups[key]) for key in sorted(groups)}
-    return Study(grouped, _caption(kept) if kept else "", seeds, sorted(left_out))
+    return Study(grouped, caption_of(kept) if kept else "", seeds, sorted(left_out))
 
 
 def _epochs(runs: list[Run]) -> str:
@@ -249,7 +254,7 @@ def _epochs(runs: list[Run]) -> str:
     return " or ".join(map(str, epochs)) + " epoch" + "s" * (epochs[-1] > 1)
 
 
-def _caption(runs: list[Run]) -> str:
+def caption_of(runs: list[Run]) -> str:
     """The scale of the runs in words: model, data, epochs, batch, seeds, device, precision."""
     config = runs[0].config
     if config.model == "WRN":

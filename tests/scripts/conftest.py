@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from icassp25.config import RunConfig
+from icassp25.peers import PEERS
 from icassp25.runlog import Row, RunLog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,8 @@ def write_run(path: Path, diverge_at: int | None = None, **options: object) -> R
     config = RunConfig(**{**SCALE, **options})
     log = RunLog(path, config, SIDECAR)
     power = math.log10(config.lr * (100 if config.adam else 1))
+    if config.optimizer != "acme":
+        power = math.log10(config.lr / PEERS[config.optimizer].default) - 0.5
     # A fixed step size fares worse the further it starts from the best one; ACME hardly.
     final = 0.62 + 0.01 * config.asam - 0.005 * config.nesterov + 0.002 * (config.seed % 7)
     final += (0.003 * (config.seed % 3) + 0.01) if config.acme else min(0.36, 0.05 * (power + 1) ** 2)
@@ -38,7 +41,7 @@ def write_run(path: Path, diverge_at: int | None = None, **options: object) -> R
         if config.acme:
             step_size = 10 ** (power * (1 - done) ** 2 - 0.5)
         steps = epoch * config.steps_per_epoch
-        evaluations = steps * (1 + config.asam + config.acme)
+        evaluations = steps * config.evaluations_per_step
         codes = [0.05, 0.35, 0.1, 0.15, 0.1, 0.2 * done, 0.2 * (1 - done), 0.04, 0.01]
         log.append(
             Row(
@@ -53,6 +56,8 @@ def write_run(path: Path, diverge_at: int | None = None, **options: object) -> R
                 test_loss=math.inf if lost else 4.6 * error,
                 test_error=0.99 if lost else error,
                 shares=tuple(codes) if config.acme else None,
+                validation_loss=None if not config.validation else math.inf if lost else 4.6 * error,
+                validation_error=None if not config.validation else 0.99 if lost else error + 0.002,
             )
         )
         if lost:
@@ -88,6 +93,28 @@ def write_lr(folder: Path, seeds: tuple[int, ...], lrs: tuple[float, ...], **opt
                     write_run(folder / name, lost, seed=seed, lr=lr, adam=adam, acme=acme, **options)
 
 
+SCALES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
+
+
+def write_peers(folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] = SCALES) -> None:
+    """What sweep_peers.sh trains; SGD diverges from the largest scale."""
+    for seed in seeds:
+        for scale in scales:
+            for adam in (False, True):
+                for epochs in (4, 2):
+                    lr = (0.001 if adam else 0.1) * scale
+                    name = (
+                        f"{'adam' if adam else 'sgd'}-acme{'-half' * (epochs == 2)}.x{scale:g}.seed{seed}.csv"
+                    )
+                    write_run(
+                        folder / name, seed=seed, lr=lr, adam=adam, acme=True, epochs=epochs, validation=500
+                    )
+            for name, peer in PEERS.items():
+                lost = 2 if name == "sgd" and scale == 1000 else None
+                path = folder / f"{name}.x{scale:g}.seed{seed}.csv"
+                write_run(path, lost, seed=seed, lr=peer.default * scale, optimizer=name, validation=500)
+
+
 LRS = (1e-4, 1e-2, 1.0, 100.0)
 
 
@@ -103,7 +130,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def made() -> SimpleNamespace:
     """The writers of made-up runs."""
-    return SimpleNamespace(run=write_run, table=write_table, lr=write_lr)
+    return SimpleNamespace(run=write_run, table=write_table, lr=write_lr, peers=write_peers)
 
 
 @pytest.fixture
@@ -112,6 +139,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleTy
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     known = set(sys.modules)
     yield importlib.import_module
-    for name in ("study", "make_tables", "plot_curves", "plot_robustness"):
+    for name in ("study", "make_tables", "plot_curves", "plot_robustness", "peer_study", "make_peer_tables",
+                 "plot_peers"):  # fmt: skip
         if name not in known:
             sys.modules.pop(name, None)

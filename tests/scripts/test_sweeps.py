@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,6 +21,7 @@ import pytest
 
 from icassp25.config import RunConfig
 from icassp25.lock import TAKEN, is_locked
+from icassp25.peers import PEERS
 from icassp25.runlog import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -374,3 +377,44 @@ def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
     assert sweeping.returncode == 130
     assert "same command continues" in errors
     assert len(lines(stub)) == 1
+
+
+@pytest.mark.parametrize(("preset", "seeds"), [("smoke", 1), ("quick", 1), ("short", 3), ("paper", 3)])
+def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: int) -> None:
+    commands = listed("peers", PRESET=preset)
+    configs = [config(command) for command in commands]
+    assert len(configs) == 13 * 7 * seeds == len({c.output for c in configs})
+    whole = max(c.epochs for c in configs)
+    order = []
+    for c in configs:
+        c.check()
+        assert c.validation > 0 and c.output is not None
+        words = re.fullmatch(rf"results/{preset}/peers/(.+)\.x([\d.]+)\.seed{c.seed}\.csv", c.output)
+        assert words is not None
+        name, multiple = words[1], float(words[2])
+        if c.optimizer == "acme":
+            default = 0.001 if c.adam else 0.1
+            half = c.epochs == (whole + 1) // 2
+            assert c.acme and name == f"{'adam' if c.adam else 'sgd'}-acme{'-half' * half}"
+            assert half or c.epochs == whole
+        else:
+            default = PEERS[c.optimizer].default
+            assert name == c.optimizer and c.epochs == whole
+        assert c.lr == pytest.approx(default * multiple)
+        order.append((c.seed, abs(round(math.log10(multiple)))))
+    assert order == sorted(order) and {multiple for _, multiple in order} == {0, 1, 2, 3}
+
+
+def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
+    def missing(**environment: str) -> int:
+        python = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "RESULTS": str(tmp_path)}
+        done = subprocess.run(
+            [str(ROOT / "scripts" / "status.sh")], env={**python, **environment}, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        return int(re.search(r"(\d+) missing", done.stdout)[1])
+
+    assert missing(PRESET="short") == 273
+    reproduced = missing(PRESET="quick")
+    (tmp_path / "quick" / "peers").mkdir(parents=True)
+    assert missing(PRESET="quick") == reproduced + 91

@@ -1,0 +1,251 @@
+"""ACME beside its peers: the runs of `results/<study>/peers`, what a user who searches gets, and at what price.
+
+Shared by the tables and the figures of the peers. Everything comes from the runs' CSVs and JSONs; torch is never
+imported.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from study import CHANCE, Group, UsageError, caption_of, load_folder
+
+from icassp25.config import RunConfig
+from icassp25.peers import ACME, ACME_LR, PEERS
+from icassp25.runlog import Run
+
+ADAM_LR = 0.001  # ACME's initial step size with Adam in the sweeps: Adam's customary default
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables, a line of the figures. ACME is there for all epochs, and for half of them."""
+
+    key: str
+    title: str
+    family: str  #: SGD or Adam: which of the two with ACME it is compared with
+    default: float  #: the value of `--lr` whose multiples are tried
+    scale: str
+    how: str
+    source: str
+    acme: bool = False
+    half: bool = False
+
+
+def _peer_methods() -> list[Method]:
+    return [
+        Method(
+            name,
+            peer.title,
+            "Adam" if peer.family == "adam" else "SGD",
+            peer.default,
+            peer.scale,
+            f"{peer.how}; weight decay {peer.decay}",
+            peer.source,
+        )
+        for name, peer in PEERS.items()
+    ]
+
+
+def _acme_methods() -> list[Method]:
+    how = "two evaluations a step, no schedule but ACME's own annealing; weight decay decoupled"
+    return [
+        Method(
+            f"{family.lower()}-acme{'-half' * half}",
+            f"{family} + ACME" + ", half the epochs" * half,
+            family,
+            default,
+            "initial step size",
+            how,
+            "this repository",
+            acme=True,
+            half=half,
+        )
+        for half in (False, True)
+        for family, default in (("SGD", ACME_LR), ("Adam", ADAM_LR))
+    ]
+
+
+METHODS = {method.key: method for method in (*_acme_methods(), *_peer_methods())}
+
+
+@dataclass(frozen=True)
+class Search:
+    """One seed's runs of a method over the scales: what the user sees who searches, and who does not.
+
+    `scales` are multiples of the default in ascending order; diverged runs have a validation error of infinity and
+    the test error of guessing.
+    """
+
+    scales: tuple[float, ...]
+    validation: tuple[float, ...]
+    test: tuple[float, ...]
+
+    def expected(self, draws: int) -> float:
+        """Expected test error of the best by validation of `draws` scales, drawn without replacement.
+
+        With the n scales in ascending order of validation error, the best of k is the i-th (from 1) with probability
+        C(n − i, k − 1) / C(n, k): Dodge et al., Show Your Work (EMNLP 2019), there with replacement.
+        """
+        n = len(self.scales)
+        order = sorted(range(n), key=lambda i: self.validation[i])
+        ways = math.comb(n, draws)
+        return sum(
+            math.comb(n - rank, draws - 1) / ways * self.test[i] for rank, i in enumerate(order, start=1)
+        )
+
+    def outwards(self, draws: int) -> float:
+        """Test error of the best by validation of the `draws` scales nearest to the default, the smaller first."""
+        order = sorted(
+            range(len(self.scales)), key=lambda i: (round(abs(math.log10(self.scales[i])), 6), self.scales[i])
+        )
+        return self.test[min(order[:draws], key=lambda i: self.validation[i])]
+
+
+@dataclass(frozen=True)
+class PeerStudy:
+    """The runs by method, scale (multiple of the method's default) and seed, and what was left out and why."""
+
+    runs: dict[str, dict[float, dict[int, Run]]]
+    caption: str
+    whole_caption: str  #: without the runs of half the epochs
+    seeds: list[int]
+    left_out: list[str]
+
+    @property
+    def methods(self) -> list[Method]:
+        return [method for method in METHODS.values() if method.key in self.runs]
+
+    @property
+    def scales(self) -> list[float]:
+        return sorted({scale for by_scale in self.runs.values() for scale in by_scale})
+
+    def group(self, key: str, scale: float) -> Group:
+        return Group(self.runs.get(key, {}).get(scale, {}).values())
+
+    def default(self, key: str) -> Group:
+        return self.group(key, 1.0)
+
+    def whole(self, key: str, seed: int) -> dict[float, Run]:
+        """A seed's run from every scale of the study; empty if one is missing."""
+        runs = {scale: runs[seed] for scale, runs in self.runs.get(key, {}).items() if seed in runs}
+        return runs if len(runs) == len(self.scales) else {}
+
+    def search(self, key: str, seed: int) -> Search | None:
+        """None if a scale is missing, or no images were held out."""
+        runs = self.whole(key, seed)
+        if not runs or not all(run.config.validation for run in runs.values()):
+            return None
+
+        def last(run: Run, column: str, lost: float) -> float:
+            return lost if run.diverged else 100 * float(run.frame[column].iloc[-1])
+
+        scales = tuple(sorted(runs))
+        return Search(
+            scales,
+            tuple(last(runs[scale], "validation_error", math.inf) for scale in scales),
+            tuple(last(runs[scale], "test_error", CHANCE) for scale in scales),
+        )
+
+    def searches(self, key: str) -> dict[int, Search]:
+        found = {seed: self.search(key, seed) for seed in self.seeds}
+        return {seed: search for seed, search in found.items() if search is not None}
+
+    def tuned(self, key: str) -> tuple[Group, list[float]]:
+        """Each seed's run of lowest validation error, and the scales so chosen, in the order of the seeds."""
+        chosen = {}
+        for seed, search in self.searches(key).items():
+            best = min(range(len(search.scales)), key=lambda i: search.validation[i])
+            chosen[seed] = search.scales[best]
+        return Group(self.runs[key][scale][seed] for seed, scale in chosen.items()), list(chosen.values())
+
+    def cost(self, key: str, column: str = "evaluations") -> float | None:
+        """What a run takes: the mean of the last `column` over the runs that did not diverge."""
+        values = [
+            float(run.frame[column].iloc[-1])
+            for by_seed in self.runs.get(key, {}).values()
+            for run in by_seed.values()
+            if not run.diverged
+        ]
+        return statistics.fmean(values) if values else None
+
+    def budget(self, key: str, draws: int, outwards: bool = False) -> list[float]:
+        """Test error of a search of `draws` runs, by seed."""
+        searches = self.searches(key).values()
+        return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
+
+    def counterpart(self, method: Method, equal: bool = False) -> Method:
+        """ACME with the same base; `equal`: for as many evaluations as the method's whole run takes."""
+        half = equal and (method.half or (method.key in PEERS and PEERS[method.key].evaluations == 1))
+        return METHODS[f"{method.family.lower()}-acme{'-half' * half}"]
+
+    def missing(self) -> list[str]:
+        notes = []
+        wanted = len(self.scales) * len(self.seeds)
+        for method in METHODS.values():
+            there = sum(len(by_seed) for by_seed in self.runs.get(method.key, {}).values())
+            if there < wanted:
+                notes.append(f"Missing: {method.title}, {wanted - there} of {wanted} runs.")
+        return notes
+
+    def diverged(self) -> list[str]:
+        notes = []
+        for method in self.methods:
+            lost = {scale: len(self.group(method.key, scale).diverged) for scale in self.scales}
+            where = ", ".join(f"×{scale:g} ({count})" for scale, count in lost.items() if count)
+            if where:
+                notes.append(f"Diverged: {method.title}, {where}.")
+        return notes
+
+
+def load_peers(results: Path, study: str) -> PeerStudy:
+    """The runs of `results/<study>/peers`.
+
+    Raises:
+        UsageError: no finished run there, or no telling which scale of runs is meant.
+    """
+    folder = results / study / "peers"
+    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs"}))
+    epochs = max(run.config.epochs for run in found)
+    runs: dict[str, dict[float, dict[int, Run]]] = {}
+    kept = []
+    for run in found:
+        method = _method(run.config, epochs)
+        if method is None:
+            left_out.append(f"{run.path.name} is left out: not one of the sweep's runs.")
+            continue
+        scale = float(f"{run.config.lr / method.default:.6g}")
+        by_seed = runs.setdefault(method.key, {}).setdefault(scale, {})
+        if run.config.seed in by_seed:
+            twin = by_seed[run.config.seed]
+            left_out.append(f"{run.path.name} is left out: the same run as {twin.path.name}.")
+            continue
+        by_seed[run.config.seed] = run
+        kept.append(run)
+    if not kept:
+        raise UsageError(f"{folder} holds no run of the sweep. {' '.join(left_out)}")
+    seeds = sorted({run.config.seed for run in kept})
+    ordered = {key: dict(sorted(runs[key].items())) for key in METHODS if key in runs}
+    whole = [run for run in kept if run.config.epochs == epochs]
+    return PeerStudy(ordered, caption_of(kept), caption_of(whole), seeds, sorted(left_out))
+
+
+def _method(config: RunConfig, epochs: int) -> Method | None:
+    """Which method a run belongs to, where whole runs have `epochs`."""
+    if config.optimizer != ACME:
+        return METHODS[config.optimizer] if config.epochs == epochs else None
+    if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
+        return None
+    base = "adam" if config.adam else "sgd"
+    return METHODS[f"{base}-acme{'-half' * (config.epochs != epochs)}"]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation (None below two values) of a list that may be empty."""
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""ACME beside its peers: errors over six decades of scales, their price, and what a search for the scale gets.
+
+Writes peers_robustness, peers_price and peers_budget, .pdf and .png, to OUT/STUDY.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from peer_study import Method, PeerStudy, load_peers, spread
+from study import (
+    BLACK,
+    BLUE,
+    CHANCE,
+    FULL_WIDTH,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    command_line,
+    save,
+    style,
+    title,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FAMILIES = ("SGD", "Adam")
+WIDE = 2.4  # ACME's lines, which all others are compared with
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "sgd-acme": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "adam-acme": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "sgd-acme-half": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
+    "adam-acme-half": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
+    "sgd": {"color": VERMILLION, "marker": "s", "linestyle": "-"},
+    "adamw": {"color": VERMILLION, "marker": "s", "linestyle": "-"},
+    "schedulefree-sgd": {"color": ORANGE, "marker": "^", "linestyle": "-"},
+    "schedulefree-adamw": {"color": ORANGE, "marker": "^", "linestyle": "-"},
+    "dog": {"color": GREEN, "marker": "D", "linestyle": "-."},
+    "prodigy": {"color": GREEN, "marker": "D", "linestyle": "-."},
+    "sam": {"color": PURPLE, "marker": "v", "linestyle": "--"},
+    "dadapt-adam": {"color": PURPLE, "marker": "v", "linestyle": "--"},
+    "asam": {"color": BLACK, "marker": "P", "linestyle": ":"},
+}
+"""Line styles; colours that colour-blind readers tell apart are used once in each family."""
+
+
+def shown(study: PeerStudy, family: str, half: bool) -> list[Method]:
+    return [method for method in study.methods if method.family == family and (half or not method.half)]
+
+
+def legends(figure: Figure, grid: Any, study: PeerStudy, half: bool, extra: list[Any]) -> None:
+    """One legend a family, under its column, and one line for what all panels share."""
+    from matplotlib.lines import Line2D
+
+    for axes, family in zip(grid, FAMILIES, strict=True):
+        methods = shown(study, family, half)
+        handles = [Line2D([], [], label=method.title, **LOOKS[method.key]) for method in methods]
+        axes.legend(
+            handles=handles,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.22),
+            ncols=2,
+            handlelength=2.6,
+            columnspacing=1.0,
+        )
+    if extra:
+        figure.legend(handles=extra, loc="outside lower center", ncols=len(extra))
+
+
+def plain_ticks(axes: Axes) -> None:
+    """A logarithmic axis of costs, with a few ticks in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:,.0f}"))
+    axes.minorticks_off()
+
+
+def chance(axes: Axes) -> None:
+    axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1, zorder=1)
+
+
+def chance_handle() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=GREY, linestyle=":", label=f"chance ({CHANCE:g} %)")
+
+
+def plot_robustness(study: PeerStudy) -> Figure:
+    """Last-epoch test error against the multiple of each method's default scale; crosses above 100 % diverged."""
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    figure, grid = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 4.0), sharex=True, sharey=True)
+    lowest, lost_any, most = CHANCE, False, 0
+    for axes, family in zip(grid, FAMILIES, strict=True):
+        chance(axes)
+        height = 102.0
+        for method in shown(study, family, half=False):
+            look = LOOKS[method.key]
+            groups = {scale: study.group(method.key, scale) for scale in study.scales}
+            errors = {scale: list(group.errors.values()) for scale, group in groups.items() if group.finished}
+            lowest = min([lowest, *(min(values) for values in errors.values())])
+            means = np.array([statistics.fmean(values) for values in errors.values()])
+            bars = [
+                means - [min(values) for values in errors.values()],
+                [max(values) for values in errors.values()] - means,
+            ]
+            axes.errorbar(
+                list(errors), means, bars if len(study.seeds) > 1 else None, capsize=2, elinewidth=0.8, **look
+            )
+            lost = [scale for scale, group in groups.items() if group.diverged]
+            if lost:
+                axes.plot(
+                    lost, [height] * len(lost), color=look["color"], linestyle="", marker="x", markersize=4
+                )
+                height += 1.6
+                lost_any = True
+        most = max(most, height)
+        axes.set_title(f"{family} and what builds on it")
+        axes.set_xlabel("scale, in multiples of the method's default")
+    axes = grid[0]
+    axes.set_xscale("log")
+    axes.set_xticks(study.scales, [f"×{scale:g}" for scale in study.scales])
+    axes.minorticks_off()
+    for panel in grid:
+        panel.tick_params(axis="x", labelsize=6.5)
+    axes.set_ylim(max(0, lowest - 0.08 * (100 - lowest)), most if lost_any else 100)
+    axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 100])
+    axes.set_ylabel("test error after the last epoch, %")
+    extra = [chance_handle()]
+    if lost_any:
+        crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 4}
+        extra.append(Line2D([], [], **crosses, label="diverged (some seed)"))
+    legends(figure, grid, study, half=False, extra=extra)
+    bars = "Mean over seeds, bars from the smallest to the largest. " if len(study.seeds) > 1 else ""
+    title(figure, bars + study.whole_caption)
+    return figure
+
+
+def plot_price(study: PeerStudy) -> Figure:
+    """Errors at what they cost: a run from the default scale, and the best of all scales with the search paid for."""
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex="row", sharey=True)
+    for row, (column, label) in zip(
+        grid, (("evaluations", "gradient evaluations in all"), ("seconds", "seconds of training in all")),
+        strict=True,
+    ):  # fmt: skip
+        for axes, family in zip(row, FAMILIES, strict=True):
+            for method in shown(study, family, half=True):
+                look, cost = LOOKS[method.key], study.cost(method.key, column)
+                untuned, tuned = (
+                    study.default(method.key).mean_error(),
+                    study.tuned(method.key)[0].mean_error(),
+                )
+                points = [(1, untuned, "white"), (len(study.scales), tuned, look["color"])]
+                points = [point for point in points if point[1] is not None]
+                if cost is None or not points:
+                    continue
+                line = {**look, "marker": "", "linewidth": 0.5 * look.get("linewidth", 1.2)}
+                axes.plot([cost * runs for runs, _, _ in points], [error for _, error, _ in points], **line)
+                for runs, error, face in points:
+                    dot = {"color": look["color"], "marker": look["marker"], "zorder": 5}
+                    axes.plot(cost * runs, error, **dot, markersize=5, markerfacecolor=face)
+            axes.set_xlabel(label)
+        plain_ticks(row[0])
+        row[0].set_ylabel("test error after the last epoch, %")
+    for axes, family in zip(grid[0], FAMILIES, strict=True):
+        axes.set_title(f"{family} and what builds on it")
+    dots = {"color": GREY, "linestyle": "", "marker": "o", "markersize": 5}
+    extra = [
+        Line2D([], [], **dots, markerfacecolor="white", label="one run, from the default scale"),
+        Line2D([], [], **dots, label=f"best by validation of {len(study.scales)} scales, all runs paid for"),
+    ]
+    legends(figure, grid[1], study, half=True, extra=extra)
+    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.caption)
+    return figure
+
+
+def plot_budget(study: PeerStudy) -> Figure:
+    """Test error of a search for the scale against the evaluations it may take in all."""
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True, sharey="row")
+    for row, outwards, order in zip(
+        grid, (False, True), ("scales in random order", "from the default outwards"), strict=True
+    ):
+        for axes, family in zip(row, FAMILIES, strict=True):
+            if not outwards:
+                chance(axes)
+            for method in shown(study, family, half=True):
+                look, cost = LOOKS[method.key], study.cost(method.key)
+                if cost is None or not study.searches(method.key):
+                    continue
+                draws = range(1, len(study.scales) + 1)
+                found = [study.budget(method.key, count, outwards) for count in draws]
+                x, means = [cost * count for count in draws], [spread(values)[0] for values in found]
+                axes.plot(x, means, **look)
+            axes.set_title(f"{family}: {order}")
+        row[0].set_ylabel("test error, %")
+    plain_ticks(grid[0][0])
+    for axes in grid[1]:
+        axes.set_xlabel("gradient evaluations in all, search included")
+    legends(figure, grid[1], study, half=True, extra=[chance_handle()])
+    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.caption)
+    return figure
+
+
+def work(results: Path, name: str, out: Path) -> None:
+    study = load_peers(results, name)
+    style()
+    from matplotlib import pyplot
+
+    save(plot_robustness(study), out, "peers_robustness")
+    save(plot_price(study), out, "peers_price")
+    save(plot_budget(study), out, "peers_budget")
+    pyplot.close("all")
+    print("\n".join([*study.missing(), *study.left_out, f"Peers written to {out}."]))
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(__doc__.splitlines()[0], work))

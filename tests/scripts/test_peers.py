@@ -1,0 +1,175 @@
+"""ACME beside its peers: what a search gets, the tables' numbers against the CSVs, and what is left out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALES = (0.1, 1.0, 1000.0)
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "imported torch"
+"""
+
+
+def run(name: str, results: Path, out: Path) -> str:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "scripts" / f"{name}.py")]
+    options = ["--results", str(results), "--study", "s", "--out", str(out)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def study(made: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Two seeds, three scales, SGD diverged from the largest, Prodigy's run of one seed missing; tables and figures."""
+    results, out = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("figures")
+    made.peers(results / "s" / "peers", (42, 43), SCALES)
+    for suffix in ("csv", "json"):
+        (results / "s" / "peers" / f"prodigy.x0.1.seed43.{suffix}").unlink()
+    made.run(results / "s" / "peers" / "stray.csv", seed=42, lr=0.1, nesterov=True, acme=True, validation=500)
+    printed = run("make_peer_tables", results, out)
+    run("plot_peers", results, out)
+    return SimpleNamespace(results=results, out=out / "s", printed=printed)
+
+
+def last_rows(folder: Path) -> pd.DataFrame:
+    lines = []
+    for path in sorted(folder.glob("*.x*.csv")):
+        about = json.loads(path.with_suffix(".json").read_text())
+        name, multiple, seed = path.stem.replace(".x", " ").replace(".seed", " ").split()
+        row = pd.read_csv(path).iloc[-1]
+        lost = about["status"] == "diverged"
+        lines.append(
+            {
+                "name": name,
+                "scale": float(multiple),
+                "seed": int(seed),
+                "test": 99.0 if lost else 100 * row["test_error"],
+                "validation": math.inf if lost else row["validation_error"],
+                "lost": lost,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def test_expected_error_is_the_mean_over_all_draws(script: Any) -> None:
+    search = script("peer_study").Search(
+        (0.1, 1.0, 10.0, 100.0), (0.5, 0.3, 0.9, math.inf), (51.0, 33.0, 89.0, 99.0)
+    )
+    for draws in (1, 2, 3, 4):
+        found = [
+            search.test[min(drawn, key=lambda i: search.validation[i])]
+            for drawn in itertools.combinations(range(4), draws)
+        ]
+        assert search.expected(draws) == pytest.approx(sum(found) / len(found))
+    assert [search.outwards(draws) for draws in (1, 2, 3, 4)] == [33.0, 33.0, 33.0, 33.0]
+    worse = script("peer_study").Search((0.1, 1.0, 10.0), (0.2, 0.3, 0.1), (20.0, 30.0, 10.0))
+    assert [worse.outwards(draws) for draws in (1, 2, 3)] == [30.0, 20.0, 10.0]
+
+
+def test_numbers_of_the_peers_table(study: SimpleNamespace) -> None:
+    rows = last_rows(study.results / "s" / "peers")
+    table = pd.read_csv(study.out / "peers.csv").set_index("optimizer")
+    assert len(table) == 11
+    acme = rows[(rows.name == "sgd-acme") & (rows.scale == 1)].set_index("seed").test
+    part = rows[rows.name == "dog"]
+    default = part[part.scale == 1].set_index("seed").test
+    tuned = part.loc[part.groupby("seed").validation.idxmin()].set_index("seed").test
+    line = table.loc["DoG"]
+    assert line["default_error_mean"] == pytest.approx(default.mean())
+    assert line["tuned_error_mean"] == pytest.approx(tuned.mean())
+    assert line["worst_error"] == pytest.approx(part.groupby("scale").test.mean().max())
+    for side, errors in (("default", default), ("tuned", tuned)):
+        interval = stats.ttest_rel(acme, errors).confidence_interval(0.95)
+        assert line[f"{side}_difference"] == pytest.approx((acme - errors).mean())
+        assert (line[f"{side}_interval_low"], line[f"{side}_interval_high"]) == pytest.approx(tuple(interval))
+    assert table.loc["SGD", "scales_diverged"] == 1 and table.loc["SGD", "scales"] == 3
+
+
+def test_equal_evaluations_are_equal(study: SimpleNamespace) -> None:
+    table = pd.read_csv(study.out / "peers_equal.csv").set_index("optimizer")
+    assert len(table) == 9
+    assert (table["default_evaluations"] == table["acme_evaluations"]).all()
+    assert table.loc["SAM", "acme"] == "SGD + ACME"
+    assert table.loc["Prodigy", "acme"] == "Adam + ACME, half the epochs"
+
+
+def test_numbers_of_the_budget(study: SimpleNamespace) -> None:
+    rows = last_rows(study.results / "s" / "peers")
+    table = pd.read_csv(study.out / "peers_budget.csv")
+    part = rows[rows.name == "sgd"]
+    for runs, column in (
+        (1, part.groupby("seed").test.mean()),
+        (3, part.loc[part.groupby("seed").validation.idxmin()].test),
+    ):
+        line = table[(table.optimizer == "SGD") & (table.runs == runs)].iloc[0]
+        assert line["random_error_mean"] == pytest.approx(column.mean())
+    acme = table[table.optimizer == "SGD + ACME"]
+    assert acme.evaluations.min() == 80 and acme[acme.evaluations == 120].runs.item() == 1
+    assert table[table.optimizer == "Prodigy"].seeds.unique().tolist() == [1]
+
+
+def test_what_is_missing_diverged_or_foreign_is_named(study: SimpleNamespace) -> None:
+    for text in (
+        "Missing: Prodigy, 1 of 6 runs.",
+        "Diverged: SGD, ×1000 (2).",
+        "stray.csv is left out: not one of the sweep's runs.",
+        "Left out of the searches: Prodigy, seed 43",
+    ):
+        assert text in study.printed
+    for name in ("peers", "peers_equal", "peers_budget"):
+        text = (study.out / f"{name}.md").read_text()
+        assert "Example CPU" in text and "seeds 42, 43" in text
+        assert "×" not in (study.out / f"{name}.tex").read_text()
+
+
+def test_figures_and_report(study: SimpleNamespace) -> None:
+    for name in ("peers_robustness", "peers_price", "peers_budget"):
+        assert (study.out / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
+        png = (study.out / f"{name}.png").read_bytes()
+        assert int.from_bytes(png[16:20], "big") == 1400
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "rebuild.sh"), "report"],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHON": sys.executable,
+            "RESULTS": str(study.results),
+            "FIGURES": str(study.out.parent),
+            "STUDY": "s",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (study.out / "report.html").read_text()
+    assert (
+        page.count("<img ") == 3 and "Beside peers, search included" in page and "peers/dog.x1.seed42" in page
+    )
+
+
+def test_styles_tell_the_methods_of_a_family_apart(script: Any) -> None:
+    methods, looks = script("peer_study").METHODS, script("plot_peers").LOOKS
+    assert looks.keys() == methods.keys()
+    for family in ("SGD", "Adam"):
+        colors = [looks[key]["color"] for key, method in methods.items() if method.family == family]
+        assert len(set(colors)) == len(colors)
