@@ -124,7 +124,7 @@ def test_a_process_that_dies(two: Path, tmp_path: Path, monkeypatch: pytest.Monk
             time.sleep(0.05)
         os.kill(process_of(victim, process.pid), signal.SIGKILL)
         killed = time.monotonic()
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=900)
         assert time.monotonic() - killed < 60
         assert process.returncode != 0
         (said,) = [line for line in errors.splitlines() if line.startswith("cifar100.acme.py: ")]
@@ -137,7 +137,7 @@ def test_a_process_that_dies(two: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for suffix in (".csv", ".json", ".checkpoint"):
         shutil.copy(path.with_suffix(suffix), in_one.with_suffix(suffix))
     process = started(2, "script", *options(KILLED, "--resume", "--output", str(path)))
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert "resumed after epoch" in output
     assert without_seconds(path) == without_seconds(two / "killed.csv")
@@ -155,10 +155,10 @@ def test_what_is_finished_and_what_is_refused(two: Path) -> None:
     path = two / "killed.csv"
     before = path.read_bytes()
     process = started(2, "script", *options(KILLED, "--resume", "--output", str(path)))
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert (process.returncode, output) == (0, f"already finished: {path}\n"), errors
     process = started(2, "script", *options(KILLED, "--output", str(path)))
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert (process.returncode, output) == (1, "")
     assert errors.count("holds this run, finished; choose another name") == 1
     assert "exitcode  : 2" in errors
