@@ -60,6 +60,11 @@ CONF
     exit 1
     ;;
 stop)
+    export SLURM_CONF=$folder/slurm.conf
+    if [ -n "$(squeue --noheader 2>/dev/null)" ]; then
+        scancel --user="$(id -un)" # what a test that failed left running
+        sleep 2
+    fi
     for daemon in slurmd slurmctld munged; do
         if [ -e "$folder/$daemon.pid" ]; then kill "$(cat "$folder/$daemon.pid")" 2>/dev/null || true; fi
     done
