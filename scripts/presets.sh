@@ -7,7 +7,7 @@
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
 #   LRS       initial step sizes to start from
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
-#   SWEEPS    what reproduce.sh trains
+#   SWEEPS    what status.sh looks at
 #   PEER_SEEDS  of the runs beside peers   PEER_VALIDATION  training images held out in them, to choose scales on
 #
 # From outside: DATASET=synthetic (trains on the built-in set, under the study name PRESET-synthetic),
@@ -42,7 +42,7 @@ quick)
     SEEDS=${SEEDS:-42}
     ;;
 short)
-    ABOUT="two CPU cores, hours, meant for the runs beside peers"
+    ABOUT="two CPU cores, hours; meant for the runs beside peers"
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --precision bfloat16)
     EPOCHS=4
     SWEEPS=peers
