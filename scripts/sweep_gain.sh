@@ -15,20 +15,17 @@ for seed in $PEER_SEEDS; do
     for lr in 1 3 10; do
         run "gain/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
     done
-    run "gain/sgd-acme-half.gain3.every1.lr0.1.seed$seed" \
-        --seed "$seed" --lr 0.1 --acme --gain 3 --epochs $half
+    run "gain/sgd-acme-half.gain3.every1.lr0.1.seed$seed" --seed "$seed" --lr 0.1 --acme --gain 3 --epochs $half
     for gain in 3 1 6; do
         for lr in 0.1 10 0.001; do
             for every in 10 1; do
-                run "gain/sgd-acme.gain$gain.every$every.lr$lr.seed$seed" \
-                    --seed "$seed" --lr $lr --acme --gain $gain --adapt-every $every
+                run "gain/sgd-acme.gain$gain.every$every.lr$lr.seed$seed" --seed "$seed" --lr $lr --acme --gain $gain --adapt-every $every
             done
         done
     done
     for lr in 0.001 0.1; do
         for gain in 2 1; do
-            run "gain/adam-acme.gain$gain.every10.lr$lr.seed$seed" \
-                --seed "$seed" --lr $lr --adam --acme --gain $gain --adapt-every 10
+            run "gain/adam-acme.gain$gain.every10.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam --acme --gain $gain --adapt-every 10
         done
     done
 done
