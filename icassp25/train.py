@@ -181,7 +181,9 @@ class Experiment:
             bias_correction=config.adam,
             total_steps=config.epochs * config.steps_per_epoch,
             **({"compile": True} if config.compile else {}),
-            **({"gain": config.gain, "adapt_every": config.adapt_every} if config.acme else {}),
+            # Only where they are asked for: another --acme-script need not know them.
+            **({"gain": config.gain} if config.gain != 1 else {}),
+            **({"adapt_every": config.adapt_every} if config.adapt_every != 1 else {}),
         )
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from make_tables import (
     NOTHING,
+    Column,
     Comparison,
     Table,
     count_text,
@@ -69,6 +70,15 @@ def compared(comparison: Comparison) -> list[str]:
     return [signed(comparison.mean), comparison.interval_text()]
 
 
+def differences() -> list[Column]:
+    """The columns of `compared`, to the default and to the tuned scale."""
+    return [
+        column
+        for side in ("ACME − default", "ACME − tuned")
+        for column in (Column("points", side, side), Column("95 % interval", side))
+    ]
+
+
 def prefixed(side: str, numbers: dict[str, object]) -> dict[str, object]:
     return {f"{side}_{name}": value for name, value in numbers.items()}
 
@@ -108,18 +118,15 @@ def peers_table(study: PeerStudy) -> Table:
     return Table(
         "peers",
         [
-            "Optimizer",
-            "Default",
-            "Tuned",
-            "at",
-            "Worst",
-            "Evaluations",
-            "Seconds",
-            "Seeds",
-            "ACME − default",
-            "95 % interval",
-            "ACME − tuned",
-            "95 % interval",
+            Column("Optimizer"),
+            Column("default", "Test error, %", "Default"),
+            Column("tuned", "Test error, %", "Tuned"),
+            Column("at", "Test error, %"),
+            Column("worst", "Test error, %", "Worst"),
+            Column("Evaluations"),
+            Column("Seconds"),
+            Column("Seeds"),
+            *differences(),
         ],
         cells,
         f"ACME beside its peers, at the same epochs: test error in % after the last epoch ({words(study)}) from the "
@@ -164,18 +171,15 @@ def equal_table(study: PeerStudy) -> Table:
     return Table(
         "peers_equal",
         [
-            "Optimizer",
-            "Default",
-            "Tuned",
-            "ACME",
-            "ACME − default",
-            "95 % interval",
-            "ACME − tuned",
-            "95 % interval",
-            "Evaluations",
-            "with ACME",
-            "Seconds",
-            "with ACME",
+            Column("Optimizer"),
+            Column("default", "Test error, %", "Default"),
+            Column("tuned", "Test error, %", "Tuned"),
+            Column("ACME", "Test error, %"),
+            *differences(),
+            Column("without", "Evaluations", "Evaluations"),
+            Column("with ACME", "Evaluations"),
+            Column("without", "Seconds", "Seconds"),
+            Column("with ACME", "Seconds"),
         ],
         cells,
         "ACME beside its peers, at equal gradient evaluations: one run of each. ACME with the same base, from its default "
@@ -239,7 +243,11 @@ def budget_table(study: PeerStudy) -> Table | None:
     ]
     return Table(
         "peers_budget",
-        ["Optimizer", "A run", *(f"{budget * one:,.0f}" for budget in BUDGETS)],
+        [
+            Column("Optimizer"),
+            Column("A run", "Gradient evaluations"),
+            *(Column(f"{budget * one:,.0f}", "Gradient evaluations") for budget in BUDGETS),
+        ],
         cells,
         "What a user gets who does not know the scale: the expected test error in % of the best by last-epoch validation error "
         f"of the runs that a number of gradient evaluations pays for, search included, at scales drawn without replacement "

@@ -117,13 +117,14 @@ def test_recipes_run(page: Path, tmp_path: Path) -> None:
 
 
 def test_pages_are_found_and_linked() -> None:
-    """docs/README.md links every page, the README links docs/, and each page but the index has a recipe."""
+    """docs/README.md links every page, the README links docs/, and each page has a recipe, but the index and results."""
     index = (ROOT / "docs" / "README.md").read_text()
     pages = [page for page in DOCS if page.name != "README.md"]
     assert len(pages) >= 6
     assert all(f"]({page.name})" in index for page in pages)
     assert "docs/README.md" in (ROOT / "README.md").read_text()
-    assert all(list(blocks(page)) for page in [ROOT / "README.md", *pages])
+    results = ("research.md",)
+    assert all(list(blocks(page)) for page in [ROOT / "README.md", *pages] if page.name not in results)
 
 
 def test_wandb_offline_run_holds_the_reports(tmp_path: Path) -> None:

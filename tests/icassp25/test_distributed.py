@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from icassp25 import augment, data, ranks, runlog, train
+from icassp25 import augment, data, lock, ranks, train
 from icassp25.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def test_a_process_that_dies(two: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert "a process of this run died" in said and "the same command with --resume goes on" in said
         assert 1 <= len(rows(path)) < 5
         assert json.loads(path.with_suffix(".json").read_text())["status"] == "running"
-        assert not runlog.is_locked(path)
+        assert not lock.is_locked(path)
 
     in_one = tmp_path / "in_one.csv"
     for suffix in (".csv", ".json", ".checkpoint"):

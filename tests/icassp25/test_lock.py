@@ -17,7 +17,7 @@ from icassp25 import lock
 ROOT = Path(__file__).resolve().parents[2]
 
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from icassp25 import lock
 
@@ -27,6 +27,7 @@ if machine:
     lock.machine = lambda: machine
 if not shared:  # a file system that has no flock, or one on each machine
     lock.flock = lambda file, shared=False: True
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as the training does: it may be inherited as ignored
 try:
     with lock.locked(Path(sys.argv[1])):
         print("holds", flush=True)

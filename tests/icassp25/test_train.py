@@ -121,6 +121,10 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
         "lr": 0.1, "betas": (0.8, 0.999), "epsilon": 1e-8, "weight_decay": 0.02, "acme": True, "adam": True,
         "asam": True, "rho": 0.3, "eta": 0.1, "nesterov": False, "bias_correction": True, "total_steps": 8,
     }  # fmt: skip
+    made.clear()
+    config = replace(config, gain=2.0, adapt_every=3)
+    experiment = train.Experiment(config, data.load(config, device), device, recorder)
+    assert (made["gain"], made["adapt_every"]) == (2.0, 3)
 
 
 def test_one_seed_gives_the_run(tmp_path: Path) -> None:
