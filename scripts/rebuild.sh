@@ -8,16 +8,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 folder=${RESULTS:-results}/${STUDY:-${PRESET:-quick}}
 arguments=(--results "${RESULTS:-results}" --study "${STUDY:-${PRESET:-quick}}" --out "${FIGURES:-figures}")
-# A study may consist of the runs beside peers alone.
+# A study may consist of the runs beside peers, or over gain, alone.
 peers=0
+gain=0
 others=1
-if [ -d "$folder/peers" ]; then
-    peers=1
-    if [ ! -d "$folder/table" ] && [ ! -d "$folder/lr" ]; then others=0; fi
-fi
+if [ -d "$folder/peers" ]; then peers=1; fi
+if [ -d "$folder/gain" ]; then gain=1; fi
+if [ $((peers + gain)) != 0 ] && [ ! -d "$folder/table" ] && [ ! -d "$folder/lr" ]; then others=0; fi
 case ${1:-} in
 tables)
     if [ $peers = 1 ]; then "$PYTHON" scripts/make_peer_tables.py "${arguments[@]}"; fi
+    if [ $gain = 1 ]; then "$PYTHON" scripts/make_gain_table.py "${arguments[@]}"; fi
     if [ $others = 1 ]; then "$PYTHON" scripts/make_tables.py "${arguments[@]}"; fi
     ;;
 figures)

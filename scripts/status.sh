@@ -10,7 +10,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 . scripts/presets.sh
 sweeps=$SWEEPS
-if [ "$sweeps" != peers ] && [ -d "${RESULTS:-results}/$STUDY/peers" ]; then sweeps="$sweeps peers"; fi
+for more in peers gain; do
+    if [[ " $sweeps " != *" $more "* ]] && [ -d "${RESULTS:-results}/$STUDY/$more" ]; then sweeps="$sweeps $more"; fi
+done
 export DRY_RUN=1
 for sweep in $sweeps; do
     "scripts/sweep_$sweep.sh"

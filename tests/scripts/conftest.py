@@ -41,7 +41,7 @@ def write_run(path: Path, diverge_at: int | None = None, **options: object) -> R
         if config.acme:
             step_size = 10 ** (power * (1 - done) ** 2 - 0.5)
         steps = epoch * config.steps_per_epoch
-        evaluations = steps * config.evaluations_per_step
+        evaluations = round(steps * config.evaluations_per_step)
         codes = [0.05, 0.35, 0.1, 0.15, 0.1, 0.2 * done, 0.2 * (1 - done), 0.04, 0.01]
         log.append(
             Row(
