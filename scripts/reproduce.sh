@@ -62,7 +62,7 @@ if [ "${DRY_RUN:-0}" = 0 ]; then
     scripts/rebuild.sh report
     scripts/rebuild.sh tables # last: it prints the summary
     if [ -e "figures/$STUDY/table.md" ] && [ "$FIGURES" != figures ]; then
-        echo "The committed numbers to compare with: figures/$STUDY/table.md and robustness.md"
+        echo "To compare with, of all seeds that are committed: figures/$STUDY/table.md, robustness.md; run by run: results/$STUDY"
     fi
 fi
 exit $status

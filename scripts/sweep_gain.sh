@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `gain` and `adapt_every` are worth: ACME with a larger step, looking ahead in every step or rarely, from starts
-# four decades apart, beside SGD from the learning rates around its best. Half: for half the epochs, which takes as many
+# six decades apart, beside SGD from the learning rates around its best. Half: for half the epochs, which takes as many
 # evaluations as SGD.
 #
 #   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
@@ -17,8 +17,8 @@ for seed in $PEER_SEEDS; do
     done
     run "gain/sgd-acme-half.gain3.every1.lr0.1.seed$seed" --seed "$seed" --lr 0.1 --acme --gain 3 --epochs $half
     for gain in 3 1 6; do
-        for lr in 0.1 10 0.001; do
-            for every in 10 1; do
+        for every in 10 1; do
+            for lr in 0.1 10 0.001 100 0.0001; do
                 run "gain/sgd-acme.gain$gain.every$every.lr$lr.seed$seed" --seed "$seed" --lr $lr --acme --gain $gain --adapt-every $every
             done
         done

@@ -414,7 +414,7 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
         )  # fmt: skip
         return int(re.search(r"(\d+) missing", done.stdout)[1])
 
-    assert missing(PRESET="short") == 273 + 78  # beside peers, and over gain
+    assert missing(PRESET="short") == 273 + 114  # beside peers, and over gain
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
     assert missing(PRESET="quick") == reproduced + 91
