@@ -9,18 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from make_tables import (
-    Column,
-    Table,
-    count_text,
-    error_text,
-    group_numbers,
-    latex,
-    markdown,
-    numbers_csv,
-    plain,
-)
-from study import Group, caption_of, command_line, load_folder, write_whole
+from make_tables import Column, Table, count_text, error_text, group_numbers, write_tables
+from study import Group, caption_of, command_line, load_folder
 
 from icassp25.config import RunConfig
 
@@ -81,11 +71,7 @@ def gain_table(results: Path, name: str) -> Table:
 
 
 def work(results: Path, name: str, out: Path) -> None:
-    table = gain_table(results, name)
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in (("md", markdown(table)), ("tex", latex(table, name)), ("csv", numbers_csv(table))):
-        write_whole(out / f"gain.{suffix}", text)
-    print("\n".join([table.caption, "", plain(table), "", *table.notes, f"Written to {out}."]))
+    write_tables([(gain_table(results, name), [])], name, out)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ from make_tables import (
     count_text,
     error_text,
     group_numbers,
-    latex,
-    markdown,
-    numbers_csv,
-    plain,
     seconds_text,
     signed,
+    write_tables,
 )
 from peer_study import METHODS, Method, PeerStudy, load_peers, spread
-from study import CHANCE, command_line, write_whole
+from study import CHANCE, command_line
 
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 14)
 """Gradient evaluations in all, in those of one run at one evaluation a step."""
@@ -296,13 +293,7 @@ def tables_of(study: PeerStudy) -> list[tuple[Table, list[str]]]:
 
 
 def work(results: Path, name: str, out: Path) -> None:
-    made = tables_of(load_peers(results, name))
-    out.mkdir(parents=True, exist_ok=True)
-    for one, lines in made:
-        for suffix, text in (("md", markdown(one)), ("tex", latex(one, name)), ("csv", numbers_csv(one))):
-            write_whole(out / f"{one.name}.{suffix}", text)
-        print("\n".join([one.caption, "", plain(one), "", *lines, *one.notes, ""]))
-    print(f"Written to {out}.")
+    write_tables(tables_of(load_peers(results, name)), name, out)
 
 
 if __name__ == "__main__":

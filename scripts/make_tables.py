@@ -497,6 +497,18 @@ def latex(table: Table, study: str) -> str:
     )
 
 
+def write_tables(
+    made: Iterable[tuple[Table, list[str]]], study: str, out: Path, problems: Iterable[str] = ()
+) -> None:
+    """Write each table as NAME.md, .tex and .csv to `out`, and print it with the lines of its summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    for one, summary in made:
+        for suffix, text in (("md", markdown(one)), ("tex", latex(one, study)), ("csv", numbers_csv(one))):
+            write_whole(out / f"{one.name}.{suffix}", text)
+        print("\n".join([one.caption, "", plain(one), "", *summary, *one.notes, ""]))
+    print("\n".join([*problems, f"Written to {out}."]))
+
+
 def numbers_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table.numbers[0]), lineterminator="\n")
@@ -577,12 +589,7 @@ def tables_of(results: Path, name: str) -> tuple[list[tuple[Table, list[str]]], 
 
 def work(results: Path, name: str, out: Path) -> None:
     made, problems = tables_of(results, name)
-    out.mkdir(parents=True, exist_ok=True)
-    for one, summary in made:
-        for suffix, text in (("md", markdown(one)), ("tex", latex(one, name)), ("csv", numbers_csv(one))):
-            write_whole(out / f"{one.name}.{suffix}", text)
-        print("\n".join([one.caption, "", plain(one), "", *summary, *one.notes, ""]))
-    print("\n".join([*problems, f"Written to {out}."]))
+    write_tables(made, name, out, problems)
 
 
 if __name__ == "__main__":
