@@ -54,6 +54,9 @@ SETTLED_TREND = (
     0.5  # below it the step size has settled (while it grows from far below, the average tends to 1)
 )
 
+# `search_steps`. Not published.
+SEARCH_FACTOR = 10.0  # by which one look-ahead of the search may change the step size at most
+
 # Elements of the parameters that one pass takes at once, which bounds the temporaries: on the CPU few enough
 # to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part,
 # elsewhere so many that the start of an operation does not count.
@@ -64,7 +67,7 @@ DEVICE_ELEMENTS = 1 << 24
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
 _SWITCHES = ("acme", "adam", "asam", "nesterov")
 _SHARED_OPTIONS = (
-    *_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm", "gain", "adapt_every"
+    *_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm", "gain", "adapt_every", "search_steps"
 )  # fmt: skip
 
 # Options of torch's optimizers that a group may bring along, and what to say instead of ignoring them.
@@ -222,6 +225,38 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
     return Adaptation(target, step, decision)
 
 
+def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int = 0) -> tuple[float, bool]:
+    """The step size to try next, from what a step of `alpha` told, while nothing moves (`search_steps`).
+
+    Tenfold where the slope at the look-ahead is still more than half of that at the start and the loss is not
+    higher, else where the slopes' secant or `adapt` puts the minimum, but at least a tenth; a tenth where
+    the look-ahead is not finite. If the direction is not downhill at the start, the batch says nothing: `alpha`.
+
+    Args:
+        l0, l1: losses at the start, finite, and at the look-ahead point.
+        p0, p1: slopes there, in units of loss per unit of `alpha`; positive means downhill.
+        alpha: the step size between the two points, above 0.
+        latest: 1 if the search has made the step size larger, -1 if smaller, 0 if neither.
+
+    Returns:
+        The next step size, and whether the search is over: the minimum is within half and double `alpha`, or
+        lies between this step size and the one before.
+    """
+    if not (math.isfinite(l1) and math.isfinite(p0) and math.isfinite(p1)):
+        return alpha / SEARCH_FACTOR, False
+    if p0 <= 0:
+        return alpha, False
+    target, _, decision = adapt(l0, l1, p0, p1, alpha, 0.0)
+    if decision in (Decision.UNCLEAR, Decision.GROW):
+        target = alpha * p0 / (p0 - p1) if p1 <= p0 / 2 else SEARCH_FACTOR * alpha
+    over = alpha / 2 <= target <= 2 * alpha
+    if not over and latest and (target > alpha) != (latest > 0):
+        over = True
+        # Between the two step sizes: where they are a factor apart, at most half of the way, in magnitude.
+        target = min(target, math.sqrt(SEARCH_FACTOR) * alpha)
+    return min(max(target, alpha / SEARCH_FACTOR), sys.float_info.max), over
+
+
 def _rise(l0: float, l1: float, alpha: float, slope: float) -> float:
     """(l1 - l0)/alpha in units of a positive `slope`, bounded so that its square is finite."""
     if alpha == 0:
@@ -288,6 +323,10 @@ class Acme(Optimizer):
             take one evaluation less. The interval starts at 1, doubles while the step size has settled, and
             halves while it moves. One look-ahead after i steps counts as i of them would: the step size's memory
             is β1^i, within half and double. 1 is the published algorithm. Not published.
+        search_steps: at most so many first steps only look ahead, to find the step size from which to start: the
+            weights stay, and each look-ahead may change the step size tenfold (see `search`). Ends as soon as the
+            step size is right within a factor of 2, usually after a few. 0 is the published algorithm. Not
+            published.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.
@@ -330,6 +369,7 @@ class Acme(Optimizer):
         compile: bool = False,
         gain: float = 1.0,
         adapt_every: int = 1,
+        search_steps: int = 0,
     ) -> None:
         if not isinstance(compile, bool):
             raise TypeError(f"Invalid compile: {compile!r} (expected True or False)")
@@ -350,6 +390,7 @@ class Acme(Optimizer):
             "max_grad_norm": max_grad_norm,
             "gain": gain,
             "adapt_every": adapt_every,
+            "search_steps": search_steps,
         }
         defaults = _checked(defaults)
         self._model = model if isinstance(model, nn.Module) else None
@@ -879,7 +920,10 @@ class Acme(Optimizer):
         gains = [_damping(bucket.group) * relative(bucket.group) for bucket in buckets]
         # Compiled, with the leap in the same pass where that can be taken back from what is kept: for a better
         # look-ahead and a limit of 1, as both nearly always are. Not where waiting for other ranks may fail.
-        leapt = trial.looked and trial.ranks is None and not (options["adam"] or options["nesterov"])
+        searching = options["search_left"] > 0 and alpha > 0
+        leapt = (
+            trial.looked and trial.ranks is None and not (options["adam"] or options["nesterov"] or searching)
+        )
         if leapt:
             compiled = cast("list[_CompiledBucket]", buckets)
             sums = [
@@ -910,29 +954,46 @@ class Acme(Optimizer):
             trial.restore_weights()
             for bucket in buckets:
                 bucket.give_up(trial.factor)
-            for group in self.param_groups:
-                group["step_size"] *= memory if steps == 1 else max(memory, 0.5)
+            if searching:
+                self._search(alpha, *search(l0, math.nan, p0, p1, alpha))
+            else:
+                for group in self.param_groups:
+                    group["step_size"] *= memory if steps == 1 else max(memory, 0.5)
             self._report = Report(l0, l1, p0, p1, Decision.NON_FINITE, alpha, 0.0, limit, trial.evaluations)
             return
 
         target, step, decision = adapt(l0, l1, p0, p1, alpha, memory)
+        over = True
+        if searching:
+            target, over = search(l0, l1, p0, p1, alpha, options["search_latest"])
         worse = l1 > l0
         clip1 = float(_clip(reading.totals, max_norm))
         factor1 = clip1 * float(_limit(trial.plan, reading.totals, clip1))
         clip = float(_clip(start.totals, max_norm)) if worse else clip1
-        length = step if worse else alpha
-        if not (leapt and l1 < l0 and factor1 == 1):
+        length = (step if worse else alpha) if over else 0.0
+        used = l1 < l0 and over  # the second gradient is
+        if not (leapt and used and factor1 == 1):
             for bucket, gain in zip(buckets, gains, strict=True):
-                bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if l1 < l0 else None)
+                bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if used else None)
         applied = _damping(reference) * length
-        for group, ratio in [(group, relative(group)) for group in self.param_groups]:
-            before = group["step_size"]
-            group["step_size"] = memory * before + (1 - memory) * target * ratio
-            if steps > 1:
-                group["step_size"] = min(max(group["step_size"], before / 2), 2 * before)
-        self._settle(target / alpha - 1 if alpha > 0 else 0.0)
+        if searching:
+            self._search(alpha, target, over)
+        else:
+            for group, ratio in [(group, relative(group)) for group in self.param_groups]:
+                before = group["step_size"]
+                group["step_size"] = memory * before + (1 - memory) * target * ratio
+                if steps > 1:
+                    group["step_size"] = min(max(group["step_size"], before / 2), 2 * before)
+            self._settle(target / alpha - 1 if alpha > 0 else 0.0)
         self._report = Report(l0, l1, p0, p1, decision, alpha, applied, limit, trial.evaluations)
         self._watch_for_clipping(float(start.totals[:, 3].sum().sqrt()), self._report)
+
+    def _search(self, alpha: float, target: float, over: bool) -> None:
+        """Take over what the search says: `target` instead of `alpha`, for all groups in proportion."""
+        for group in self.param_groups:
+            group["step_size"] = min(group["step_size"] * (target / alpha), sys.float_info.max)
+            group["search_left"] = 0 if over else group["search_left"] - 1
+            group["search_latest"] = (target > alpha) - (target < alpha) or group["search_latest"]
 
     def _settle(self, move: float) -> None:
         """Choose the interval to the next look-ahead; `move` is τ/α - 1, by which the step size was wrong."""
@@ -2442,6 +2503,11 @@ def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     group.setdefault("look_interval", first.get("look_interval", 1))
     group.setdefault("look_in", first.get("look_in", 0))
     group.setdefault("trend", first.get("trend"))
+    # Steps that may still search, and whether the latest that changed the step size made it larger or smaller.
+    group.setdefault(
+        "search_left", first.get("search_left", 0 if group["annealing_step"] else group["search_steps"])
+    )
+    group.setdefault("search_latest", first.get("search_latest", 0))
 
 
 def _settings(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -2516,7 +2582,13 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     if every < 1:
         raise ValueError(f"Invalid adapt_every: {every} (expected at least 1; 1 to look ahead in every step)")
     checked["adapt_every"] = int(every)
-    for name, without in (("gain", 1.0), ("adapt_every", 1)):
+    steps = options["search_steps"]
+    if isinstance(steps, bool) or not isinstance(steps, Integral):
+        raise TypeError(f"Invalid search_steps: {steps!r} (expected a whole number)")
+    if steps < 0:
+        raise ValueError(f"Invalid search_steps: {steps} (expected at least 0; 0 for no search)")
+    checked["search_steps"] = int(steps)
+    for name, without in (("gain", 1.0), ("adapt_every", 1), ("search_steps", 0)):
         if checked[name] != without and not checked["acme"]:
             raise ValueError(f"Invalid {name}: {options[name]} (expected {without:g} without acme=True)")
     return checked

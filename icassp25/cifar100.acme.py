@@ -72,6 +72,8 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
            type=float, metavar="X")  # fmt: skip
     option("--adapt-every", "look ahead at least in every N-th step with --acme, rarely once the step size has settled; "
            "1 is the published algorithm", type=int, metavar="N")  # fmt: skip
+    option("--search-steps", "at most N first steps with --acme only look for the step size to start from; 0 is the "
+           "published algorithm", type=int, metavar="N")  # fmt: skip
     option("--optimizer", "acme, with the switches above, or one of its peers as its authors use it, from its own "
            "package", choices=OPTIMIZERS)  # fmt: skip
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")

@@ -56,6 +56,7 @@ class RunConfig:
     eta: float = 0.0
     gain: float = 1.0
     adapt_every: int = 1
+    search_steps: int = 0
     acme_script: str = "acme"
     optimizer: str = ACME
     seed: int = 42
@@ -100,6 +101,8 @@ class RunConfig:
             base += f"-gain{self.gain:g}"
         if self.adapt_every != 1:
             base += f"-every{self.adapt_every}"
+        if self.search_steps:
+            base += f"-search{self.search_steps}"
         if self.optimizer != ACME:
             base = f"peer-{self.optimizer}"
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
@@ -121,13 +124,14 @@ class RunConfig:
             need(value in choices, name, value, "one of " + ", ".join(choices))
         for name in ("batch_size", "epochs", "threads", "width_alpha", "adapt_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        need(self.search_steps >= 0, "search_steps", self.search_steps, "a whole number of at least 0")
         for name in ("lr", "weight_decay", "rho", "eta"):
             value = getattr(self, name)
             need(math.isfinite(value) and value >= 0, name, value, "a finite number of at least 0")
         for name in ("dropout", "momentum", "label_smoothing"):
             need(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         need(math.isfinite(self.gain) and self.gain > 0, "gain", self.gain, "a finite number above 0")
-        for name, without in (("gain", 1.0), ("adapt_every", 1)):
+        for name, without in (("gain", 1.0), ("adapt_every", 1), ("search_steps", 0)):
             value = getattr(self, name)
             need(self.acme or value == without, name, value, f"{without:g} without --acme")
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number of at least 0")

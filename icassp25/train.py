@@ -184,6 +184,7 @@ class Experiment:
             # Only where they are asked for: another --acme-script need not know them.
             **({"gain": config.gain} if config.gain != 1 else {}),
             **({"adapt_every": config.adapt_every} if config.adapt_every != 1 else {}),
+            **({"search_steps": config.search_steps} if config.search_steps else {}),
         )
 
     @property
