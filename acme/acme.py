@@ -248,7 +248,7 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
         return alpha, False
     target, _, decision = adapt(l0, l1, p0, p1, alpha, 0.0)
     if decision in (Decision.UNCLEAR, Decision.GROW):
-        target = alpha * p0 / (p0 - p1) if p1 <= p0 / 2 else SEARCH_FACTOR * alpha
+        target = alpha * (p0 / (p0 - p1)) if p1 <= p0 / 2 else SEARCH_FACTOR * alpha
     over = alpha / 2 <= target <= 2 * alpha
     if not over and latest and (target > alpha) != (latest > 0):
         over = True

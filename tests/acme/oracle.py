@@ -37,6 +37,23 @@ def plain_adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1:
     return (alpha, alpha, 7) if better else (0.0, 0.0, 7)
 
 
+def plain_search(l0: float, l1: float, p0: float, p1: float, latest: int):
+    """The factor on the step size that a search makes of a finite look-ahead, and whether it is over."""
+    if p0 <= 0:
+        return 1.0, False
+    clear = abs(l0 - l1) > max(l0, l1) / 10**4
+    if clear and (l1 > l0 or p1 < 0):
+        factor = plain_adapt(l0, l1, p0, p1, 1.0, 0.0)[0]
+    elif p1 > p0 / 2:
+        factor = 10.0
+    else:
+        factor = p0 / (p0 - p1)
+    turned = latest == 1 and factor < 1 or latest == -1 and factor > 1
+    if turned and not 0.5 <= factor <= 2:
+        factor = min(factor, 10**0.5)
+    return max(factor, 0.1), turned or 0.5 <= factor <= 2
+
+
 class Oracle:
     """One optimizer of equal or unequal groups; `sizes` are the lengths of the parameters in the vector.
 
@@ -47,7 +64,7 @@ class Oracle:
     def __init__(
         self, w: Tensor, sizes: list[int], is_weight: list[bool], groups: list[int], *, lr, betas, weight_decay,
         rho, eta, epsilon=1e-8, acme=False, adam=False, asam=False, nesterov=False, bias_correction=False,
-        total_steps=50_000, max_grad_norm=None, gain=1.0, adapt_every=1,
+        total_steps=50_000, max_grad_norm=None, gain=1.0, adapt_every=1, search_steps=0,
     ) -> None:  # fmt: skip
         self.w = w.clone()
         self.sizes = sizes
@@ -67,6 +84,7 @@ class Oracle:
         self.max_grad_norm = max_grad_norm
         self.gain, self.adapt_every = gain, adapt_every
         self.interval, self.since, self.moves = 1, 0, []
+        self.search_left, self.search_latest = search_steps, 0
         self.m = self.v = None
         self.t, self.done, self.code, self.applied = 1, 0, None, None
 
@@ -124,6 +142,16 @@ class Oracle:
         p0, p1 = (self.alpha * d * g0).sum().item(), (self.alpha * d * g1).sum().item()
         memory = self.first_beta1**self.since
         target, step, self.code = plain_adapt(l0, l1, p0, p1, 1.0, memory)
+        if self.search_left > 0:
+            factor, over = plain_search(l0, l1, p0, p1, self.search_latest)
+            self.search_left = 0 if over else self.search_left - 1
+            self.search_latest = 1 if factor > 1 else -1 if factor < 1 else self.search_latest
+            if not over:
+                self.alpha, self.applied, self.since = self.alpha * factor, 0.0, 0
+                self.t += 1
+                self.done += 1
+                return l0
+            memory, target = 0.0, factor
         a = gamma * (step if l1 > l0 else 1.0) * self.alpha
         self.applied = a
         direction = d
@@ -133,11 +161,13 @@ class Oracle:
         change = memory + (1 - memory) * target
         self.alpha = self.alpha * (change if self.since == 1 else min(max(change, 0.5), 2.0))
         # The trend: an exponential average of τ/α - 1 that begins with the first.
-        self.moves.append(min(max(target - 1, -1.0), 1.0))
-        trend = self.moves[0] * 0.8 ** (len(self.moves) - 1)
-        trend += sum(0.2 * move * 0.8**age for age, move in enumerate(reversed(self.moves[1:])))
-        self.interval = min(2 * self.interval if abs(trend) < 0.5 else self.interval // 2, self.adapt_every)
-        self.interval, self.since = max(self.interval, 1), 0
+        self.since = 0
+        if memory > 0:  # not the end of a search
+            self.moves.append(min(max(target - 1, -1.0), 1.0))
+            trend = self.moves[0] * 0.8 ** (len(self.moves) - 1)
+            trend += sum(0.2 * move * 0.8**age for age, move in enumerate(reversed(self.moves[1:])))
+            interval = 2 * self.interval if abs(trend) < 0.5 else self.interval // 2
+            self.interval = max(min(interval, self.adapt_every), 1)
         if l1 < l0:
             self.update(self.clip(g1))
         self.t += 1

@@ -28,7 +28,7 @@ def test_the_documented_defaults() -> None:
         "asam": False, "rho": 1.0, "eta": 0.0, "nesterov": False, "bias_correction": False,
         "differentiable": False, "total_steps": 50_000,
         "max_grad_norm": None, "process_group": None, "compile": False,
-        "gain": 1.0, "adapt_every": 1,
+        "gain": 1.0, "adapt_every": 1, "search_steps": 0,
     }  # fmt: skip
 
 
@@ -65,6 +65,9 @@ def test_the_documented_defaults() -> None:
         ({"adapt_every": 0, "acme": True}, ValueError, "adapt_every: 0 (expected at least 1"),
         ({"adapt_every": 2.0, "acme": True}, TypeError, "adapt_every: 2.0"),
         ({"adapt_every": 5}, ValueError, "adapt_every: 5 (expected 1 without acme=True)"),
+        ({"search_steps": -1, "acme": True}, ValueError, "search_steps: -1 (expected at least 0"),
+        ({"search_steps": True, "acme": True}, TypeError, "search_steps: True"),
+        ({"search_steps": 5}, ValueError, "search_steps: 5 (expected 0 without acme=True)"),
         ({"total_steps": True}, TypeError, "total_steps: True"),
         ({"differentiable": True}, ValueError, "no derivative"),
     ],

@@ -120,6 +120,25 @@ def test_what_one_pass_took_for_granted(mode, unexpected) -> None:
 
 
 @pytest.mark.parametrize("mode", [dict(acme=True, adam=False), dict(acme=True, adam=True)], ids=mode_id)
+def test_search(mode) -> None:
+    """A search's steps move nothing, compiled or not, although one pass could look and leap."""
+    results = []
+    for make in (Acme, Compiled):
+        model, data = net(), batches()
+        optimizer = make(model, 1e-4, **mode, search_steps=12, adapt_every=3)
+        reports = []
+        for i in range(12):
+            train(model, optimizer, data, 1, first=i)
+            reports.append(optimizer.report)
+        results.append((reports, vector(model.parameters())))
+    (a, expected), (b, actual) = results
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-8)
+    assert [r.decision for r in a] == [r.decision for r in b]
+    assert [r.applied for r in a] == pytest.approx([r.applied for r in b], rel=1e-7)
+    assert sum(r.applied == 0 for r in a) > 2
+
+
+@pytest.mark.parametrize("mode", [dict(acme=True, adam=False), dict(acme=True, adam=True)], ids=mode_id)
 def test_non_finite_look_ahead(mode) -> None:
     model, data = net(), batches()
     optimizer = Compiled(model, start(mode), **mode)

@@ -102,7 +102,11 @@ class History(RuleBasedStateMachine):
             eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3],
         )  # fmt: skip
         if self.acme:
-            self.options.update(gain=[1.0, 3.0][draw // 17 % 2], adapt_every=[1, 1, 3][draw // 19 % 3])
+            self.options.update(
+                gain=[1.0, 3.0][draw // 17 % 2],
+                adapt_every=[1, 1, 3][draw // 19 % 3],
+                search_steps=[0, 4][draw // 23 % 2],
+            )
         if self.options["adam"] and not self.acme:  # a tiny denominator would make any step size a large one
             self.options.update(epsilon=1e-8, lr=min(self.options["lr"], 1e-3))
         seen[tuple(self.options[name] for name in ("acme", "adam", "asam", "nesterov"))] += 1

@@ -1,4 +1,4 @@
-"""`gain` and `adapt_every`: options on top of the published algorithm, off by default.
+"""`gain`, `adapt_every` and `search_steps`: options on top of the published algorithm, off by default.
 
 That both follow their formulas in all modes is `test_step.py`'s comparison with the oracle; that they survive
 checkpoints, exceptions and bad numbers is in `test_state.py` and `test_fuzz.py`.
@@ -12,7 +12,7 @@ from common import assert_same, batches, make_closure, net, snapshot, train, vec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acme import Acme, Decision
+from acme import Acme, Decision, search
 
 ACME_MODES = [
     {"acme": True, "adam": adam, "asam": asam, "nesterov": nesterov}
@@ -118,6 +118,89 @@ def test_a_failed_look_ahead_is_followed_by_another() -> None:
     assert group["look_interval"] == 1 and group["look_in"] == 0
 
 
+magnitudes = st.floats(-12, 12).map(lambda e: 10.0**e)
+signed = st.builds(lambda sign, size: sign * size, st.sampled_from([-1.0, 0.0, 1.0]), magnitudes)
+
+
+@settings(max_examples=500)
+@given(
+    l0=signed, l1=st.one_of(signed, st.just(math.inf), st.just(math.nan)), p0=signed, p1=signed, alpha=magnitudes,
+    latest=st.integers(-1, 1), scale=st.integers(-9, 9).map(lambda e: 2.0**e),
+)  # fmt: skip
+def test_a_search_is_bounded_and_scale_free(l0, l1, p0, p1, alpha, latest, scale) -> None:
+    target, over = search(l0, l1, p0, p1, alpha, latest)
+    assert alpha / 10 <= target <= 10 * alpha
+    if not math.isfinite(l1):
+        assert (target, over) == (alpha / 10, False)
+    elif p0 <= 0:
+        assert (target, over) == (alpha, False)
+    elif not over:
+        assert not alpha / 2 <= target <= 2 * alpha
+        assert latest == 0 or (target > alpha) == (latest > 0)  # else the minimum lies between
+    stretched = search(l0, l1, p0 / scale, p1 / scale, alpha * scale, latest)
+    assert stretched == (pytest.approx(target * scale, rel=1e-9), over)
+
+
+@pytest.mark.parametrize("mode", ACME_MODES)
+def test_a_search_moves_nothing_and_starts_alike_from_twelve_decades(mode) -> None:
+    """Both ends differ by 10¹²; the step sizes that are found, by less than the tenfold of one look-ahead."""
+    found = []
+    for lr in (1e-6, 1e-3, 1.0, 1e3, 1e6):
+        model, data = net(), batches()
+        weights = vector(model.parameters())
+        optimizer = Acme(
+            model, lr, **mode, rho=0.1, bias_correction=mode["adam"], search_steps=30, total_steps=None
+        )
+        group = optimizer.param_groups[0]
+        steps = 0
+        while True:
+            train(model, optimizer, data, 1, first=steps)
+            steps += 1
+            if optimizer.report.applied != 0 or not group["search_left"]:
+                break
+            assert torch.equal(vector(model.parameters()), weights)
+            assert optimizer.report.evaluations == 2 + mode["asam"]
+        assert group["search_left"] == 0 and steps <= 12
+        found.append(group["step_size"])
+    assert max(found) < 10 * min(found)
+
+
+def test_a_search_ends_at_its_last_step() -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 1e-12, acme=True, search_steps=3, total_steps=None)
+    weights = vector(model.parameters())
+    train(model, optimizer, data, 3)
+    assert torch.equal(vector(model.parameters()), weights)
+    assert optimizer.param_groups[0]["step_size"] == pytest.approx(1e-9)
+    train(model, optimizer, data, 1)
+    assert not torch.equal(vector(model.parameters()), weights)
+
+
+def test_a_search_survives_a_look_ahead_that_is_not_finite() -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 5.0, acme=True, search_steps=5, total_steps=None)
+    weights = vector(model.parameters())
+    optimizer.step(
+        make_closure(model, optimizer, data[0], lambda call, loss: loss if call == 1 else loss * math.inf)
+    )
+    assert optimizer.report.decision is Decision.NON_FINITE
+    assert optimizer.param_groups[0]["step_size"] == 0.5
+    assert torch.equal(vector(model.parameters()), weights)
+
+
+def test_a_state_from_the_middle_of_a_training_is_not_searched() -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 1e-3, acme=True)
+    train(model, optimizer, data, 3)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for name in ("search_steps", "search_left", "search_latest"):
+            del group[name]
+    other = Acme(net(), 1e-3, acme=True, search_steps=10)
+    other.load_state_dict(state)
+    assert other.param_groups[0]["search_left"] == 0
+
+
 def test_exceptions_between_undo_the_step() -> None:
     model, data = net(dropout=0.2), batches()
     optimizer = Acme(model, 0.01, acme=True, adam=True, adapt_every=4)
@@ -157,7 +240,15 @@ def test_an_older_state_without_the_options_loads() -> None:
     train(model, optimizer, data, 3)
     state = optimizer.state_dict()
     for group in state["param_groups"]:
-        for name in ("gain", "adapt_every", "look_interval", "look_in", "trend"):
+        for name in (
+            "gain",
+            "adapt_every",
+            "look_interval",
+            "look_in",
+            "trend",
+            "search_steps",
+            "search_left",
+        ):
             del group[name]
     again = net()
     again.load_state_dict(model.state_dict())

@@ -24,7 +24,7 @@ def saved(optimizer: Acme) -> dict:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_resume_at_any_step(mode, dtype, groups) -> None:
-    rarely = dict(gain=2.0, adapt_every=4) if mode["acme"] else {}
+    rarely = dict(gain=2.0, adapt_every=4, search_steps=3) if mode["acme"] else {}
 
     def make(model):
         named = list(model.named_parameters())

@@ -30,8 +30,12 @@ class Quadratic(nn.Module):
 
 @all_modes
 @pytest.mark.parametrize(
-    "variant", ["one group", "equal groups", "unequal groups", "clipped", "unequal groups, rarely"]
-)
+    "variant",
+    [
+        "one group", "equal groups", "unequal groups", "clipped", "unequal groups, rarely",
+        "unequal groups, search from far below", "unequal groups, search from far above",
+    ],
+)  # fmt: skip
 def test_equals_the_oracle(mode, variant) -> None:
     """25 steps of a small network in float64, all group variants, against the vector form."""
     model, data = net(), batches()
@@ -45,6 +49,11 @@ def test_equals_the_oracle(mode, variant) -> None:
     shared = dict(**mode, bias_correction=mode["adam"], total_steps=30, max_grad_norm=norm)
     if variant.endswith("rarely") and mode["acme"]:
         shared.update(gain=2.5, adapt_every=5)
+    searching = "search" in variant and mode["acme"]
+    if searching:
+        shared.update(search_steps=12, adapt_every=3)
+        for group in per_group:
+            group["lr"] *= 1e-3 if variant.endswith("below") else 1e3
     optimizer = Acme(
         [
             {
@@ -77,6 +86,7 @@ def test_equals_the_oracle(mode, variant) -> None:
         # γ is each group's own (its betas'); the step size's memory is the first group's for all.
         assert optimizer.param_groups[0]["betas"] != optimizer.param_groups[1]["betas"]
     intervals: set[int] = set()
+    searched = 0
     for i in range(25):
         batch = data[i % len(data)]
         loss = optimizer.step(make_closure(model, optimizer, batch))
@@ -84,13 +94,17 @@ def test_equals_the_oracle(mode, variant) -> None:
         assert float(loss) == pytest.approx(expected, rel=1e-9)
         assert optimizer.report.decision == oracle.code
         assert optimizer.report.evaluations == 1 + mode["asam"] + (oracle.code is not None)
-        torch.testing.assert_close(vector(params), oracle.w, rtol=1e-8, atol=1e-11)
+        # A bias in front of BatchNorm has a gradient of rounding only, which Adam divides by ε: the longer the way.
+        atol = 1e-8 if searching and mode["adam"] else 1e-11
+        torch.testing.assert_close(vector(params), oracle.w, rtol=1e-8, atol=atol)
         intervals.add(oracle.interval)
+        searched += searching and optimizer.report.applied == 0
     for g, group in enumerate(optimizer.param_groups):
         alphas = oracle.alpha[oracle.group == g]
         assert group["step_size"] == pytest.approx(alphas[0].item(), rel=1e-9)
         assert (alphas == alphas[0]).all()
-    assert len(intervals) == 1 or variant.endswith("rarely") and mode["acme"]
+    assert len(intervals) == 1 or "adapt_every" in shared
+    assert (searched > 1) == searching
 
 
 @all_modes
