@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # ACME beside the optimizers people would pick instead, each from its own default scale and from six decades around
-# it, on the same images. What --lr scales in each: icassp25/peers.py. ACME also for half the epochs, which takes as
-# many gradient evaluations as one evaluation a step for all of them (an odd number of epochs: rounded up).
+# it, on the same images. What --lr scales in each: icassp25/peers.py. ACME in two ways: as published, and with rare
+# look-aheads, a gain and a search for the start (about 1.1 evaluations a step, docs/price.md); as published also for
+# half the epochs, which takes as many gradient evaluations as one evaluation a step for all of them (an odd number of
+# epochs: rounded up), from the default only.
 #
 #   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
 #
@@ -12,13 +14,18 @@
 
 OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
+rare=(--gain 2 --adapt-every 10 --search-steps 20)
 for seed in $PEER_SEEDS; do
     for power in 0 -1 1 -2 2 -3 3; do
         name=x$(LC_ALL=C printf %g "1e$power").seed$seed
+        run "peers/sgd-acme-rare.$name"      --seed "$seed" --lr 0.1e$power --acme "${rare[@]}"
+        run "peers/adam-acme-rare.$name"     --seed "$seed" --lr 0.001e$power --acme --adam "${rare[@]}"
         run "peers/sgd-acme.$name"           --seed "$seed" --lr 0.1e$power --acme
         run "peers/adam-acme.$name"          --seed "$seed" --lr 0.001e$power --acme --adam
-        run "peers/sgd-acme-half.$name"      --seed "$seed" --lr 0.1e$power --acme --epochs $half
-        run "peers/adam-acme-half.$name"     --seed "$seed" --lr 0.001e$power --acme --adam --epochs $half
+        if [ "$power" = 0 ]; then
+            run "peers/sgd-acme-half.$name"  --seed "$seed" --lr 0.1e$power --acme --epochs $half
+            run "peers/adam-acme-half.$name" --seed "$seed" --lr 0.001e$power --acme --adam --epochs $half
+        fi
         run "peers/sgd.$name"                --seed "$seed" --lr 0.1e$power --optimizer sgd
         run "peers/adamw.$name"              --seed "$seed" --lr 0.001e$power --optimizer adamw
         run "peers/schedulefree-sgd.$name"   --seed "$seed" --lr 1e$power --optimizer schedulefree-sgd
