@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from study import CHANCE, Group, UsageError, caption_of, load_folder
@@ -19,11 +19,14 @@ from icassp25.peers import ACME, ACME_LR, PEERS
 from icassp25.runlog import Run
 
 ADAM_LR = 0.001  # ACME's initial step size with Adam in the sweeps: Adam's customary default
+RARE = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
+"""How ACME is used at about one evaluation a step (docs/price.md); else these options are the published ones."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables, a line of the figures. ACME is there for all epochs, and for half of them."""
+    """A row of the tables, a line of the figures. ACME is there with rare look-aheads, as published, and as published
+    for half of the epochs."""
 
     key: str
     title: str
@@ -33,6 +36,7 @@ class Method:
     how: str
     source: str
     acme: bool = False
+    rare: bool = False  #: with RARE instead of as published
     half: bool = False
 
 
@@ -52,20 +56,27 @@ def _peer_methods() -> list[Method]:
 
 
 def _acme_methods() -> list[Method]:
-    how = "two evaluations a step, no schedule but ACME's own annealing; weight decay decoupled"
+    own = "no schedule but ACME's own annealing; weight decay decoupled"
+    options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
+    ways = (
+        ("-rare", ", rare look-ahead", f"{options}: about 1.1 evaluations a step; {own}"),
+        ("", "", f"as published, two evaluations a step; {own}"),
+        ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
+    )
     return [
         Method(
-            f"{family.lower()}-acme{'-half' * half}",
-            f"{family} + ACME" + ", half the epochs" * half,
+            f"{family.lower()}-acme{suffix}",
+            f"{family} + ACME{words}",
             family,
             default,
             "initial step size",
             how,
             "this repository",
             acme=True,
-            half=half,
+            rare=suffix == "-rare",
+            half=suffix == "-half",
         )
-        for half in (False, True)
+        for suffix, words, how in ways
         for family, default in (("SGD", ACME_LR), ("Adam", ADAM_LR))
     ]
 
@@ -155,13 +166,12 @@ class PeerStudy:
         found = {seed: self.search(key, seed) for seed in self.seeds}
         return {seed: search for seed, search in found.items() if search is not None}
 
-    def tuned(self, key: str) -> tuple[Group, list[float]]:
-        """Each seed's run of lowest validation error, and the scales so chosen, in the order of the seeds."""
-        chosen = {}
-        for seed, search in self.searches(key).items():
+    def tuned(self, key: str) -> tuple[Group, float | None]:
+        """The runs from the scale of lowest validation error with the first seed that has all, and that scale."""
+        for search in self.searches(key).values():
             best = min(range(len(search.scales)), key=lambda i: search.validation[i])
-            chosen[seed] = search.scales[best]
-        return Group(self.runs[key][scale][seed] for seed, scale in chosen.items()), list(chosen.values())
+            return self.group(key, search.scales[best]), search.scales[best]
+        return Group(), None
 
     def cost(self, key: str, column: str = "evaluations") -> float | None:
         """What a run takes: the mean of the last `column` over the runs that did not diverge."""
@@ -178,16 +188,17 @@ class PeerStudy:
         searches = self.searches(key).values()
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
-    def counterpart(self, method: Method, equal: bool = False) -> Method:
-        """ACME with the same base; `equal`: for as many evaluations as the method's whole run takes."""
-        half = equal and (method.half or (method.key in PEERS and PEERS[method.key].evaluations == 1))
-        return METHODS[f"{method.family.lower()}-acme{'-half' * half}"]
+    def counterpart(self, method: Method) -> Method:
+        """ACME with the same base and about as many evaluations in as many epochs."""
+        rare = method.key not in PEERS or PEERS[method.key].evaluations == 1
+        return METHODS[f"{method.family.lower()}-acme{'-rare' * rare}"]
 
     def missing(self) -> list[str]:
         notes = []
-        wanted = len(self.scales) * len(self.seeds)
         for method in METHODS.values():
-            there = sum(len(by_seed) for by_seed in self.runs.get(method.key, {}).values())
+            scales = [1.0] if method.half else self.scales
+            wanted = len(scales) * len(self.seeds)
+            there = sum(len(self.runs.get(method.key, {}).get(scale, {})) for scale in scales)
             if there < wanted:
                 notes.append(f"Missing: {method.title}, {wanted - there} of {wanted} runs.")
         return notes
@@ -209,7 +220,7 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         UsageError: no finished run there, or no telling which scale of runs is meant.
     """
     folder = results / study / "peers"
-    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs"}))
+    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *RARE}))
     epochs = max(run.config.epochs for run in found)
     runs: dict[str, dict[float, dict[int, Run]]] = {}
     kept = []
@@ -240,8 +251,12 @@ def _method(config: RunConfig, epochs: int) -> Method | None:
         return METHODS[config.optimizer] if config.epochs == epochs else None
     if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
         return None
-    base = "adam" if config.adam else "sgd"
-    return METHODS[f"{base}-acme{'-half' * (config.epochs != epochs)}"]
+    base, half = "adam" if config.adam else "sgd", config.epochs != epochs
+    options = {name: getattr(config, name) for name in RARE}
+    if options == RARE:
+        return None if half else METHODS[f"{base}-acme-rare"]
+    published = options == {field.name: field.default for field in fields(RunConfig) if field.name in RARE}
+    return METHODS[f"{base}-acme{'-half' * half}"] if published else None
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None] | None:

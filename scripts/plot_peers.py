@@ -38,10 +38,10 @@ FAMILIES = ("SGD", "Adam")
 WIDE = 2.4  # ACME's lines, which all others are compared with
 
 LOOKS: dict[str, dict[str, Any]] = {
-    "sgd-acme": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
-    "adam-acme": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
-    "sgd-acme-half": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
-    "adam-acme-half": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
+    "sgd-acme-rare": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "adam-acme-rare": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "sgd-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
+    "adam-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
     "sgd": {"color": VERMILLION, "marker": "s", "linestyle": "-"},
     "adamw": {"color": VERMILLION, "marker": "s", "linestyle": "-"},
     "schedulefree-sgd": {"color": ORANGE, "marker": "^", "linestyle": "-"},
@@ -55,16 +55,16 @@ LOOKS: dict[str, dict[str, Any]] = {
 """Line styles; colours that colour-blind readers tell apart are used once in each family."""
 
 
-def shown(study: PeerStudy, family: str, half: bool) -> list[Method]:
-    return [method for method in study.methods if method.family == family and (half or not method.half)]
+def shown(study: PeerStudy, family: str) -> list[Method]:
+    return [method for method in study.methods if method.family == family and not method.half]
 
 
-def legends(figure: Figure, grid: Any, study: PeerStudy, half: bool, extra: list[Any]) -> None:
+def legends(figure: Figure, grid: Any, study: PeerStudy, extra: list[Any]) -> None:
     """One legend a family, under its column, and one line for what all panels share."""
     from matplotlib.lines import Line2D
 
     for axes, family in zip(grid, FAMILIES, strict=True):
-        methods = shown(study, family, half)
+        methods = shown(study, family)
         handles = [Line2D([], [], label=method.title, **LOOKS[method.key]) for method in methods]
         axes.legend(
             handles=handles,
@@ -108,7 +108,7 @@ def plot_robustness(study: PeerStudy) -> Figure:
     for axes, family in zip(grid, FAMILIES, strict=True):
         chance(axes)
         height = 102.0
-        for method in shown(study, family, half=False):
+        for method in shown(study, family):
             look = LOOKS[method.key]
             groups = {scale: study.group(method.key, scale) for scale in study.scales}
             errors = {scale: list(group.errors.values()) for scale, group in groups.items() if group.finished}
@@ -144,7 +144,7 @@ def plot_robustness(study: PeerStudy) -> Figure:
     if lost_any:
         crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 4}
         extra.append(Line2D([], [], **crosses, label="diverged (some seed)"))
-    legends(figure, grid, study, half=False, extra=extra)
+    legends(figure, grid, study, extra=extra)
     bars = "Mean over seeds, bars from the smallest to the largest. " if len(study.seeds) > 1 else ""
     title(figure, bars + study.whole_caption)
     return figure
@@ -161,7 +161,7 @@ def plot_price(study: PeerStudy) -> Figure:
         strict=True,
     ):  # fmt: skip
         for axes, family in zip(row, FAMILIES, strict=True):
-            for method in shown(study, family, half=True):
+            for method in shown(study, family):
                 look, cost = LOOKS[method.key], study.cost(method.key, column)
                 untuned, tuned = (
                     study.default(method.key).mean_error(),
@@ -186,8 +186,8 @@ def plot_price(study: PeerStudy) -> Figure:
         Line2D([], [], **dots, markerfacecolor="white", label="one run, from the default scale"),
         Line2D([], [], **dots, label=f"best by validation of {len(study.scales)} scales, all runs paid for"),
     ]
-    legends(figure, grid[1], study, half=True, extra=extra)
-    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.caption)
+    legends(figure, grid[1], study, extra=extra)
+    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.whole_caption)
     return figure
 
 
@@ -202,7 +202,7 @@ def plot_budget(study: PeerStudy) -> Figure:
         for axes, family in zip(row, FAMILIES, strict=True):
             if not outwards:
                 chance(axes)
-            for method in shown(study, family, half=True):
+            for method in shown(study, family):
                 look, cost = LOOKS[method.key], study.cost(method.key)
                 if cost is None or not study.searches(method.key):
                     continue
@@ -215,8 +215,8 @@ def plot_budget(study: PeerStudy) -> Figure:
     plain_ticks(grid[0][0])
     for axes in grid[1]:
         axes.set_xlabel("gradient evaluations in all, search included")
-    legends(figure, grid[1], study, half=True, extra=[chance_handle()])
-    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.caption)
+    legends(figure, grid[1], study, extra=[chance_handle()])
+    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.whole_caption)
     return figure
 
 

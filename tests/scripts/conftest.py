@@ -101,14 +101,14 @@ def write_peers(folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] 
     for seed in seeds:
         for scale in scales:
             for adam in (False, True):
-                for epochs in (4, 2):
+                rare = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
+                for suffix, options in (("", {}), ("-rare", rare), ("-half", {"epochs": 2})):
+                    if suffix == "-half" and scale != 1:
+                        continue
                     lr = (0.001 if adam else 0.1) * scale
-                    name = (
-                        f"{'adam' if adam else 'sgd'}-acme{'-half' * (epochs == 2)}.x{scale:g}.seed{seed}.csv"
-                    )
-                    write_run(
-                        folder / name, seed=seed, lr=lr, adam=adam, acme=True, epochs=epochs, validation=500
-                    )
+                    name = f"{'adam' if adam else 'sgd'}-acme{suffix}.x{scale:g}.seed{seed}.csv"
+                    common = {"seed": seed, "lr": lr, "adam": adam, "acme": True, "validation": 500}
+                    write_run(folder / name, **common, **options)
             for name, peer in PEERS.items():
                 lost = 2 if name == "sgd" and scale == 1000 else None
                 path = folder / f"{name}.x{scale:g}.seed{seed}.csv"

@@ -89,14 +89,15 @@ def test_expected_error_is_the_mean_over_all_draws(script: Any) -> None:
 def test_numbers_of_the_peers_table(study: SimpleNamespace) -> None:
     rows = last_rows(study.results / "s" / "peers")
     table = pd.read_csv(study.out / "peers.csv").set_index("optimizer")
-    assert len(table) == 11
-    acme = rows[(rows.name == "sgd-acme") & (rows.scale == 1)].set_index("seed").test
+    assert len(table) == 13
+    acme = rows[(rows.name == "sgd-acme-rare") & (rows.scale == 1)].set_index("seed").test
     part = rows[rows.name == "dog"]
     default = part[part.scale == 1].set_index("seed").test
-    tuned = part.loc[part.groupby("seed").validation.idxmin()].set_index("seed").test
+    chosen = part.loc[part[part.seed == 42].validation.idxmin()].scale
+    tuned = part[part.scale == chosen].set_index("seed").test
     line = table.loc["DoG"]
     assert line["default_error_mean"] == pytest.approx(default.mean())
-    assert line["tuned_error_mean"] == pytest.approx(tuned.mean())
+    assert line["tuned_error_mean"] == pytest.approx(tuned.mean()) and line["chosen"] == chosen
     assert line["worst_error"] == pytest.approx(part.groupby("scale").test.mean().max())
     for side, errors in (("default", default), ("tuned", tuned)):
         interval = stats.ttest_rel(acme, errors).confidence_interval(0.95)
@@ -105,12 +106,14 @@ def test_numbers_of_the_peers_table(study: SimpleNamespace) -> None:
     assert table.loc["SGD", "scales_diverged"] == 1 and table.loc["SGD", "scales"] == 3
 
 
-def test_equal_evaluations_are_equal(study: SimpleNamespace) -> None:
+def test_equal_evaluations_are_nearly_equal(study: SimpleNamespace) -> None:
     table = pd.read_csv(study.out / "peers_equal.csv").set_index("optimizer")
-    assert len(table) == 9
-    assert (table["default_evaluations"] == table["acme_evaluations"]).all()
+    assert len(table) == 11
+    ratio = table["acme_evaluations"] / table["default_evaluations"]
+    assert ((1 <= ratio) & (ratio <= 1.15)).all()
     assert table.loc["SAM", "acme"] == "SGD + ACME"
-    assert table.loc["Prodigy", "acme"] == "Adam + ACME, half the epochs"
+    assert table.loc["Prodigy", "acme"] == "Adam + ACME, rare look-ahead"
+    assert table.loc["SGD + ACME, half the epochs", "acme"] == "SGD + ACME, rare look-ahead"
 
 
 def test_numbers_of_the_budget(study: SimpleNamespace) -> None:
@@ -169,7 +172,9 @@ def test_figures_and_report(study: SimpleNamespace) -> None:
 
 def test_styles_tell_the_methods_of_a_family_apart(script: Any) -> None:
     methods, looks = script("peer_study").METHODS, script("plot_peers").LOOKS
-    assert looks.keys() == methods.keys()
+    assert looks.keys() == {key for key, method in methods.items() if not method.half}
     for family in ("SGD", "Adam"):
-        colors = [looks[key]["color"] for key, method in methods.items() if method.family == family]
+        colors = [
+            looks[key]["color"] for key, method in methods.items() if key in looks and method.family == family
+        ]
         assert len(set(colors)) == len(colors)
