@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""The table of `gain` and `adapt_every`: what each costs in gradient evaluations, and the test error it ends with.
+"""The tables of `gain`, `adapt_every` and `search_steps`: what each costs in gradient evaluations, and the test error
+it ends with.
 
-Writes gain, .md, .tex and .csv, to OUT/STUDY, and prints it.
+Writes gain (one length of training) and length (several), .md, .tex and .csv, to OUT/STUDY, as far as there are runs of
+them, and prints them.
 """
 
 from __future__ import annotations
@@ -10,24 +12,30 @@ import sys
 from pathlib import Path
 
 from make_tables import Column, Table, count_text, error_text, group_numbers, write_tables
-from study import Group, caption_of, command_line, load_folder
+from study import Group, UsageError, caption_of, command_line, load_folder
 
 from icassp25.config import RunConfig
 
-VARIED = frozenset({"gain", "adapt_every", "epochs"})
+VARIED = frozenset({"gain", "adapt_every", "search_steps", "epochs"})
+FOLDERS = {
+    "gain": "ACME with a factor on its steps (gain), looking ahead rarely (adapt_every) and with a search for the start "
+    "(search_steps)",
+    "length": "The same options in trainings of several lengths",
+}
 
 
 def key(config: RunConfig) -> tuple[object, ...]:
-    """What makes a row, in the order of the rows: the optimizer and its base, gain, interval, start, epochs."""
-    return config.acme, config.adam, config.gain, config.adapt_every, config.lr, -config.epochs
+    """What makes a row, in the order of the rows: epochs, the optimizer and its base, its options, its start."""
+    options = config.gain, config.adapt_every, config.search_steps
+    return config.epochs, config.acme, config.adam, *options, config.lr
 
 
-def gain_table(results: Path, name: str) -> Table:
-    runs, left_out = load_folder(results / name / "gain", VARIED)
+def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
+    runs, left_out = load_folder(results / name / folder, VARIED)
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
-        acme, adam, gain, every, lr, epochs = one
+        epochs, acme, adam, gain, every, search, lr = one
         title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme)
         evaluations, step_size = group.mean_last("evaluations"), group.mean_last("step_size")
         cells.append(
@@ -35,8 +43,9 @@ def gain_table(results: Path, name: str) -> Table:
                 title,
                 f"{gain:g}" if acme else "—",
                 f"{every}" if acme else "—",
+                f"{search}" if acme else "—",
                 f"{lr:g}",
-                f"{-epochs}",
+                f"{epochs}",
                 count_text(evaluations),
                 f"{step_size:.3g}" if step_size is not None else "—",
                 error_text(group),
@@ -44,16 +53,24 @@ def gain_table(results: Path, name: str) -> Table:
             ]
         )
         numbers.append(
-            {"optimizer": title, "gain": gain, "adapt_every": every, "lr": lr, "epochs": -epochs}
+            {
+                "optimizer": title,
+                "gain": gain,
+                "adapt_every": every,
+                "search_steps": search,
+                "lr": lr,
+                "epochs": epochs,
+            }
             | {"step_size": step_size}
             | group_numbers(group)
         )
     return Table(
-        "gain",
+        folder,
         [
             Column("Optimizer"),
             Column("gain"),
             Column("adapt_every"),
+            Column("search_steps"),
             Column("start"),
             Column("Epochs"),
             Column("Evaluations"),
@@ -62,7 +79,7 @@ def gain_table(results: Path, name: str) -> Table:
             Column("Seeds"),
         ],
         cells,
-        "ACME with a factor on its steps (gain) and looking ahead rarely (adapt_every), beside SGD with a cosine: gradient "
+        f"{FOLDERS[folder]}, beside SGD with a cosine: gradient "
         "evaluations of a run, the step size at its end and the test error after the last epoch. The start is the initial "
         f"step size; SGD's learning rates are not chosen by anything here. {caption_of(runs)}.",
         left_out,
@@ -71,7 +88,12 @@ def gain_table(results: Path, name: str) -> Table:
 
 
 def work(results: Path, name: str, out: Path) -> None:
-    write_tables([(gain_table(results, name), [])], name, out)
+    there = [folder for folder in FOLDERS if (results / name / folder).is_dir()]
+    if not there:
+        raise UsageError(
+            f"{results / name} holds neither gain/ nor length/; scripts/sweep_gain.sh makes the first."
+        )
+    write_tables([(gain_table(results, name, folder), []) for folder in there], name, out)
 
 
 if __name__ == "__main__":

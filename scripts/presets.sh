@@ -45,7 +45,7 @@ short)
     ABOUT="two CPU cores, hours; meant for the runs beside peers"
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --precision bfloat16)
     EPOCHS=4
-    SWEEPS="peers gain"
+    SWEEPS="peers gain length"
     SEEDS=${SEEDS:-42}
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     ;;

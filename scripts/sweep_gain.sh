@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What `gain` and `adapt_every` are worth: ACME with a larger step, looking ahead in every step or rarely, from starts
-# six decades apart, beside SGD from the learning rates around its best. Half: for half the epochs, which takes as many
-# evaluations as SGD.
+# What `gain`, `adapt_every` and `search_steps` are worth: ACME with a larger step, looking ahead in every step or
+# rarely, with a search for the start or without, from starts six decades apart, beside SGD from the learning rates
+# around its best. Half: for half the epochs, which takes as many evaluations as SGD.
 #
 #   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
 #
@@ -12,21 +12,28 @@
 OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
 for seed in $PEER_SEEDS; do
+    acme() { # BASE GAIN EVERY SEARCH LR [OPTION…]
+        local search= options=(--seed "$seed" --lr "$5" --acme --gain "$2" --adapt-every "$3")
+        if [ "$1" = adam ]; then options+=(--adam); fi
+        if [ "$4" != 0 ]; then search=.search$4 options+=(--search-steps "$4"); fi
+        run "gain/$1-acme.gain$2.every$3$search.lr$5.seed$seed" "${options[@]}"
+    }
     for lr in 1 3 10; do
         run "gain/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
     done
+    for lr in 0.1 100 0.0001; do
+        acme sgd 2 10 20 $lr
+        acme sgd 3 10 20 $lr
+    done
+    for gain in 2 1 4; do
+        acme adam $gain 10 20 0.001
+    done
+    for lr in 0.1 10 0.001 100 0.0001; do
+        acme sgd 3 10 0 $lr
+    done
+    acme sgd 1 10 0 0.1
+    acme sgd 3 1 0 0.1
+    acme sgd 3 1 0 10
     run "gain/sgd-acme-half.gain3.every1.lr0.1.seed$seed" --seed "$seed" --lr 0.1 --acme --gain 3 --epochs $half
-    for gain in 3 1 6; do
-        for every in 10 1; do
-            for lr in 0.1 10 0.001 100 0.0001; do
-                run "gain/sgd-acme.gain$gain.every$every.lr$lr.seed$seed" --seed "$seed" --lr $lr --acme --gain $gain --adapt-every $every
-            done
-        done
-    done
-    for lr in 0.001 0.1; do
-        for gain in 2 1; do
-            run "gain/adam-acme.gain$gain.every10.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam --acme --gain $gain --adapt-every 10
-        done
-    done
 done
 report

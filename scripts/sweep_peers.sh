@@ -9,14 +9,16 @@
 #
 # Needs the packages of the peers: pip install '.[peers]'. The order is from the defaults outwards, seed by seed, so
 # that what there is of a sweep that was ended is balanced. Names say the multiple of the default: x0.001 to x1000.
+# PEER_POWERS="0 1" trains from these powers of ten times the default only, for the seeds after the one that tunes.
 # See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit
 
 OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
+PEER_POWERS=${PEER_POWERS:-0 -1 1 -2 2 -3 3}
 rare=(--gain 2 --adapt-every 10 --search-steps 20)
 for seed in $PEER_SEEDS; do
-    for power in 0 -1 1 -2 2 -3 3; do
+    for power in $PEER_POWERS; do
         name=x$(LC_ALL=C printf %g "1e$power").seed$seed
         run "peers/sgd-acme-rare.$name"      --seed "$seed" --lr 0.1e$power --acme "${rare[@]}"
         run "peers/adam-acme-rare.$name"     --seed "$seed" --lr 0.001e$power --acme --adam "${rare[@]}"

@@ -476,17 +476,23 @@ def test_the_table_over_gain(made: SimpleNamespace, tmp_path: Path) -> None:
         made.run(folder / f"sgd.seed{seed}.csv", lr=3.0, seed=seed)
         for gain, every in ((1.0, 1), (3.0, 10)):
             name = f"sgd-acme.gain{gain:g}.every{every}.seed{seed}.csv"
-            made.run(folder / name, lr=0.1, seed=seed, acme=True, gain=gain, adapt_every=every)
+            options = {"acme": True, "gain": gain, "adapt_every": every, "search_steps": every - 1}
+            made.run(folder / name, lr=0.1, seed=seed, **options)
+            for epochs in (2, 4):
+                longer = tmp_path / "results" / "s" / "length" / f"{name[:-4]}.epochs{epochs}.csv"
+                made.run(longer, lr=0.1, seed=seed, epochs=epochs, **options)
     made.run(folder / "stray.csv", lr=0.1, acme=True, depth=16)
     command = [sys.executable, str(ROOT / "scripts" / "make_gain_table.py"), "--study", "s"]
     folders = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "figures")]
     printed = subprocess.run([*command, *folders], capture_output=True, text=True, check=True).stdout
     assert "stray.csv is left out: depth is 16" in printed
     table = pd.read_csv(tmp_path / "figures" / "s" / "gain.csv")
-    assert list(zip(table.optimizer, table.gain, table.adapt_every, table.seeds, strict=True)) == [
-        ("SGD", 1, 1, 2), ("SGD + ACME", 1, 1, 2), ("SGD + ACME", 3, 10, 2),
+    assert list(zip(table.optimizer, table.gain, table.adapt_every, table.search_steps, table.seeds, strict=True)) == [
+        ("SGD", 1, 1, 0, 2), ("SGD + ACME", 1, 1, 0, 2), ("SGD + ACME", 3, 10, 9, 2),
     ]  # fmt: skip
     last = [pd.read_csv(path).iloc[-1] for path in sorted(folder.glob("sgd-acme.gain3*.csv"))]
     assert table.error_mean[2] == pytest.approx(100 * sum(row.test_error for row in last) / 2)
     assert table.evaluations[2] == last[0].evaluations
-    assert "gain.md" in {path.name for path in (tmp_path / "figures" / "s").iterdir()}
+    lengths = pd.read_csv(tmp_path / "figures" / "s" / "length.csv")
+    assert list(zip(lengths.epochs, lengths.gain, strict=True)) == [(2, 1), (2, 3), (4, 1), (4, 3)]
+    assert {"gain.md", "length.md"} <= {path.name for path in (tmp_path / "figures" / "s").iterdir()}
