@@ -96,8 +96,11 @@ def write_lr(folder: Path, seeds: tuple[int, ...], lrs: tuple[float, ...], **opt
 SCALES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
 
-def write_peers(folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] = SCALES) -> None:
+def write_peers(
+    folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] = SCALES, **options: object
+) -> None:
     """What sweep_peers.sh trains; SGD diverges from the largest scale."""
+    options = {"validation": 500, **options}
     for seed in seeds:
         for scale in scales:
             for adam in (False, True):
@@ -106,13 +109,12 @@ def write_peers(folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] 
                     name = (
                         f"{'adam' if adam else 'sgd'}-acme{'-half' * (epochs == 2)}.x{scale:g}.seed{seed}.csv"
                     )
-                    write_run(
-                        folder / name, seed=seed, lr=lr, adam=adam, acme=True, epochs=epochs, validation=500
-                    )
-            for name, peer in PEERS.items():
+                    write_run(folder / name, seed=seed, lr=lr, adam=adam, acme=True, epochs=epochs, **options)
+            for name in PEERS:
                 lost = 2 if name == "sgd" and scale == 1000 else None
                 path = folder / f"{name}.x{scale:g}.seed{seed}.csv"
-                write_run(path, lost, seed=seed, lr=peer.default * scale, optimizer=name, validation=500)
+                default = RunConfig(**{**SCALE, **options, "optimizer": name}).lr
+                write_run(path, lost, seed=seed, lr=default * scale, optimizer=name, **options)
 
 
 LRS = (1e-4, 1e-2, 1.0, 100.0)
