@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: PRESET=smoke|quick|short|reduced|paper, DATA_DIR (holds
+# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|reduced|paper, DATA_DIR (holds
 # cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), TEST_JOBS, PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

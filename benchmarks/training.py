@@ -28,7 +28,7 @@ from common import save, show
 from torch import nn
 
 from acme import Acme
-from icassp25 import data, train
+from icassp25 import data, tasks, train
 from icassp25.config import RunConfig
 
 OPTIMIZERS: dict[str, dict[str, bool]] = {
@@ -50,7 +50,7 @@ class Epochs:
 
     def __init__(self, config: RunConfig, images: data.CifarData, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.experiment = train.Experiment(config, images, device, Acme)
+        self.experiment = train.Experiment(config, tasks.Images(config, images), device, Acme)
         self.evaluations = 1 + config.acme + config.asam
         self.number = 0
         self.batch = torch.randn(config.batch_size, 3, 32, 32, device=device).to(

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Train a WRN or a PyramidNet on CIFAR-100 with ACME, or with one of its 16 combinations, and leave a CSV."""
+"""Train a WRN or a PyramidNet on CIFAR-100, a transformer on text or an MLP on digits, with ACME, one of its 16
+combinations or a peer, and leave a CSV."""
 
 import argparse
 import contextlib
@@ -47,13 +48,24 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
 
     option("--data-dir", "folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, "
            "where it is downloaded to if missing)", "--data", metavar="DIR")  # fmt: skip
-    option("--batch-size", "images a step; the last incomplete batch is dropped", type=int, metavar="N")
-    option("--model", "network", choices=MODELS)
-    option("--depth", "(default: 16 for WRN, 110 for Pyramid)", type=int, default=None, metavar="N")
-    option("--width-alpha", "WRN's widening factor or PyramidNet's alpha (default: 8 for WRN, 40 for Pyramid)",
+    option(
+        "--batch-size",
+        "images (of a text: windows) a step; the last incomplete batch is dropped",
+        type=int,
+        metavar="N",
+    )
+    option(
+        "--model",
+        "network (default: WRN, of the text transformer, of the digits MLP)",
+        choices=MODELS,
+        default=None,
+    )
+    option("--depth", "layers; of an MLP, hidden ones (default: 16 for WRN, 110 for Pyramid, 2 for transformer and MLP)",
            type=int, default=None, metavar="N")  # fmt: skip
+    option("--width-alpha", "WRN's widening factor, PyramidNet's alpha, or the width (default: 8 for WRN, 40 for Pyramid, "
+           "64 for transformer and MLP)", type=int, default=None, metavar="N")  # fmt: skip
     switch("--bottleneck", "PyramidNet with bottleneck blocks")
-    option("--dropout", "dropout probability inside WRN's blocks", type=float, metavar="P")
+    option("--dropout", "dropout probability inside WRN's blocks or the transformer", type=float, metavar="P")
     option("--epochs", "passes over the training images", type=int, metavar="N")
     option("--lr", "initial step size, or what scales the optimizer instead (default: 0.1, or the optimizer's own)",
            type=float, default=None, metavar="X")  # fmt: skip
@@ -85,9 +97,14 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         choices=PRECISIONS,
     )
     switch("--compile", "compile the network and the arithmetic of Acme with torch.compile")
-    option("--dataset", "synthetic: a built-in set of 100 classes, for machines without the data",
-           choices=DATASETS)  # fmt: skip
-    option("--train-images", "a stratified subset of N training images", type=int, metavar="N")
+    option("--dataset", "synthetic: a built-in set of 100 classes, for machines without the data; text and digits: "
+           "two other tasks, see docs/tasks.md", choices=tuple(DATASETS))  # fmt: skip
+    option(
+        "--train-images",
+        "a stratified subset of N training images; of a text, its first N windows",
+        type=int,
+        metavar="N",
+    )
     option("--validation", "hold N training images out, for choosing anything", type=int, metavar="N")
     option("--output", "the run's CSV; its JSON stands beside it (default: results/runs/, named after the options)",
            metavar="FILE")  # fmt: skip

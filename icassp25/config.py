@@ -14,10 +14,11 @@ from icassp25.peers import ACME, OPTIMIZERS, PEERS, default_lr
 
 CLASSES = 100
 TRAIN_IMAGES = 50_000
-DEFAULT_DEPTH = {"WRN": 16, "Pyramid": 110}
-DEFAULT_WIDTH_ALPHA = {"WRN": 8, "Pyramid": 40}
+DEFAULT_DEPTH = {"WRN": 16, "Pyramid": 110, "transformer": 2, "MLP": 2}
+DEFAULT_WIDTH_ALPHA = {"WRN": 8, "Pyramid": 40, "transformer": 64, "MLP": 64}
 MODELS = tuple(DEFAULT_DEPTH)
-DATASETS = ("cifar100", "synthetic")
+HEADS = 4  # of the transformer's attention, at every width
+CONTEXT = 64  # characters that a text's window holds
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
 
@@ -26,11 +27,51 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """What is known of a data set before it is loaded."""
+
+    title: str  #: in captions
+    classes: int
+    examples: int  #: to train on, with those that may be held out; the test set's are not among them
+    models: tuple[str, ...]  #: that fit; the first is the default
+    unit: str = "images"  #: what an example is
+    predictions: int = 1  #: made, and counted in the errors, for each example
+    balanced: bool = True  #: subsets hold as many examples of every class
+    files: bool = True  #: `--data-dir` may say where it is
+
+    @property
+    def multiple(self) -> int:
+        """Subsets hold a multiple of this number of examples."""
+        return self.classes if self.balanced else 1
+
+    @property
+    def chance(self) -> float:
+        """The error of guessing, a fraction, where all classes are as frequent.
+
+        A run whose classes are not (text) says in its JSON what guessing comes to.
+        """
+        return 1 - 1 / self.classes
+
+
+DATASETS = {
+    "cifar100": Dataset("CIFAR-100", CLASSES, TRAIN_IMAGES, ("WRN", "Pyramid")),
+    "synthetic": Dataset("synthetic data (not CIFAR-100)", CLASSES, TRAIN_IMAGES, ("WRN", "Pyramid")),
+    "text": Dataset(
+        "next character of torch.nn's documentation", 97, 5_625, ("transformer",),
+        unit=f"windows of {CONTEXT} characters", predictions=CONTEXT, balanced=False, files=False,
+    ),
+    "digits": Dataset("scikit-learn's digits (8×8)", 10, 1_197, ("MLP",), files=False),
+}  # fmt: skip
+"""What `--dataset` takes; icassp25/tasks.py loads them, docs/tasks.md describes the last two."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's numbers, with the published defaults.
 
-    `depth` and `width_alpha` of None mean the model's default, `lr` of None the optimizer's. `output`, `data_dir`, `resume`, `threads`
-    and `wandb` say where and how, not what; `same_run` leaves them out.
+    `model` of None means the data set's default, `depth` and `width_alpha` of None the model's, `lr` of None the
+    optimizer's. `output`, `data_dir`, `resume`, `threads` and `wandb` say where and how, not what; `same_run` leaves
+    them out. Images (`train_images`) are windows of characters where the data set is a text.
     """
 
     data_dir: str | None = None
@@ -38,7 +79,7 @@ class RunConfig:
     train_images: int | None = None
     validation: int = 0
     batch_size: int = 200
-    model: str = "WRN"
+    model: str | None = None
     depth: int | None = None
     width_alpha: int | None = None
     bottleneck: bool = False
@@ -69,17 +110,24 @@ class RunConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
+        if self.model is None:
+            object.__setattr__(self, "model", DATASETS.get(self.dataset, DATASETS["cifar100"]).models[0])
         if self.depth is None:
             object.__setattr__(self, "depth", DEFAULT_DEPTH.get(self.model))
         if self.width_alpha is None:
             object.__setattr__(self, "width_alpha", DEFAULT_WIDTH_ALPHA.get(self.model))
         if self.lr is None:
-            object.__setattr__(self, "lr", default_lr(self.optimizer))
+            object.__setattr__(self, "lr", default_lr(self.optimizer, self.model))
+
+    @property
+    def about(self) -> Dataset:
+        """What is known of the data set."""
+        return DATASETS[self.dataset]
 
     @property
     def available_images(self) -> int:
         """Images to train on, before the last incomplete batch is dropped."""
-        return self.train_images or TRAIN_IMAGES - self.validation
+        return self.train_images or self.about.examples - self.validation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,13 +163,26 @@ class RunConfig:
                 raise UsageError(f"--{option.replace('_', '-')} {value}: expected {expected}.")
 
         for name, choices in (
-            ("model", MODELS),
             ("dataset", DATASETS),
+            ("model", MODELS),
             ("precision", PRECISIONS),
             ("optimizer", OPTIMIZERS),
         ):
             value = getattr(self, name)
             need(value in choices, name, value, "one of " + ", ".join(choices))
+        about, with_data = self.about, f"with --dataset {self.dataset}"
+        need(
+            self.model in about.models,
+            "model",
+            f"{self.model} {with_data}",
+            " or ".join(f"--model {name}" for name in about.models),
+        )
+        need(
+            about.files or self.data_dir is None,
+            "data_dir",
+            f"{self.data_dir} {with_data}",
+            "nothing (a package that is installed holds the data)",
+        )
         for name in ("batch_size", "epochs", "threads", "width_alpha", "adapt_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         need(self.search_steps >= 0, "search_steps", self.search_steps, "a whole number of at least 0")
@@ -139,43 +200,33 @@ class RunConfig:
         if self.optimizer != ACME:
             self._check_peer(need)
 
-        if self.model == "WRN":
-            need(
-                self.depth >= 4 and self.depth % 6 == 4,
-                "depth",
-                self.depth,
-                "6n + 4 for a WRN (4, 10, 16, 22, 28, 40, …)",
-            )
-            need(not self.bottleneck, "bottleneck", "with --model WRN", "--model Pyramid")
-        else:
-            blocks = 9 if self.bottleneck else 6
-            need(
-                self.depth > blocks and self.depth % blocks == 2,
-                "depth",
-                self.depth,
-                f"{blocks}n + 2 for a PyramidNet {'with' if self.bottleneck else 'without'} --bottleneck",
-            )
-            need(self.dropout == 0, "dropout", self.dropout, "0 with --model Pyramid (it has no dropout)")
+        self._check_model(need)
 
+        every = about.multiple
+        whole = (
+            f"a multiple of {every} (as many {about.unit} of every class)" if every > 1 else "a whole number"
+        )
         need(
-            0 <= self.validation <= TRAIN_IMAGES - CLASSES and self.validation % CLASSES == 0,
+            0 <= self.validation <= about.examples - about.classes and self.validation % every == 0,
             "validation",
             self.validation,
-            f"a multiple of {CLASSES} (as many images of every class) below {TRAIN_IMAGES}",
+            f"{whole} below {about.examples}"
+            if every > 1
+            else f"{whole} from 0 to {about.examples - about.classes}",
         )
-        room = TRAIN_IMAGES - self.validation
+        room = about.examples - self.validation
         if self.train_images is not None:
             need(
-                0 < self.train_images <= room and self.train_images % CLASSES == 0,
+                0 < self.train_images <= room and self.train_images % every == 0,
                 "train_images",
                 self.train_images,
-                f"a multiple of {CLASSES} (as many images of every class), at most {room}",
+                f"{whole}, at most {room}" if every > 1 else f"{whole} from 1 to {room}",
             )
         need(
             self.steps_per_epoch >= 1,
             "batch_size",
             self.batch_size,
-            f"at most the {self.available_images} training images",
+            f"at most the {self.available_images} training {about.unit}",
         )
         need(
             self.precision != "tf32" or self.device != "cpu",
@@ -183,6 +234,36 @@ class RunConfig:
             "tf32 with --device cpu",
             "a CUDA device (tf32 exists there only)",
         )
+
+    def _check_model(self, need: Callable[[bool, str, object, str], None]) -> None:
+        """Depth and width that the model can have, and none of the options that it would ignore."""
+        with_model = f"with --model {self.model}"
+        need(self.bottleneck is False or self.model == "Pyramid", "bottleneck", with_model, "--model Pyramid")
+        has_dropout = self.model in ("WRN", "transformer")
+        need(self.dropout == 0 or has_dropout, "dropout", self.dropout, f"0 {with_model} (it has no dropout)")
+        if self.model == "WRN":
+            need(
+                self.depth >= 4 and self.depth % 6 == 4,
+                "depth",
+                self.depth,
+                "6n + 4 for a WRN (4, 10, 16, 22, 28, 40, …)",
+            )
+        elif self.model == "Pyramid":
+            blocks = 9 if self.bottleneck else 6
+            need(
+                self.depth > blocks and self.depth % blocks == 2,
+                "depth",
+                self.depth,
+                f"{blocks}n + 2 for a PyramidNet {'with' if self.bottleneck else 'without'} --bottleneck",
+            )
+        else:
+            need(self.depth >= 1, "depth", self.depth, "a whole number of at least 1")
+            need(
+                self.model != "transformer" or self.width_alpha % HEADS == 0,
+                "width_alpha",
+                self.width_alpha,
+                f"a multiple of {HEADS}, the heads of the transformer",
+            )
 
     def _check_peer(self, need: Callable[[bool, str, object, str], None]) -> None:
         """What Acme alone has is refused with another optimizer, not ignored."""

@@ -1,6 +1,7 @@
-"""The two networks of the experiment: a wide residual network and a PyramidNet, for 32×32 images.
+"""The networks: a wide residual network and a PyramidNet for 32×32 images, a transformer for text, an MLP for digits.
 
-Both take float [n, 3, 32, 32] and return logits [n, classes].
+The first two take float [n, 3, 32, 32], the transformer int64 [n, context], the MLP float [n, 64]. All return logits
+[n, classes], the transformer [n, classes, context]: the classes second, as torch's cross entropy has them.
 """
 
 from __future__ import annotations
@@ -13,17 +14,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icassp25.config import CLASSES, RunConfig
+from icassp25.config import CLASSES, CONTEXT, HEADS, RunConfig
 
 STEM_CHANNELS = 16
 BOTTLENECK_EXPANSION = 4
+GPT2_DEVIATION = 0.02  # of GPT-2's initial weights
+DIGIT_PIXELS = 64
 
 
-def build_model(config: RunConfig, classes: int = CLASSES) -> nn.Module:
-    """The network that `config` asks for, initialised from torch's global generator."""
+def build_model(config: RunConfig, classes: int | None = None) -> nn.Module:
+    """The network that `config` asks for, initialised from torch's global generator.
+
+    `classes` of None means those of the data set.
+    """
+    classes = config.about.classes if classes is None else classes
     if config.model == "WRN":
         return WideResNet(config.depth, config.width_alpha, config.dropout, classes)
-    return PyramidNet(config.depth, config.width_alpha, config.bottleneck, classes)
+    if config.model == "Pyramid":
+        return PyramidNet(config.depth, config.width_alpha, config.bottleneck, classes)
+    if config.model == "transformer":
+        return Transformer(config.depth, config.width_alpha, config.dropout, classes)
+    return mlp(config.depth, config.width_alpha, classes)
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -142,6 +153,77 @@ class PyramidNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm(self.units(self.stem(x))))
         return self.classifier(F.avg_pool2d(h, 8).flatten(1))
+
+
+class TransformerLayer(nn.Module):
+    """Causal self-attention and a perceptron four times as wide, each behind its norm and beside its shortcut."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.attend = nn.Linear(width, 3 * width)
+        self.project1 = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.project2 = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        heads = self.attend(self.norm1(x)).view(n, length, 3, self.heads, width // self.heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        probability = self.dropout.p if self.training else 0.0
+        h = F.scaled_dot_product_attention(query, key, value, dropout_p=probability, is_causal=True)
+        x = x + self.dropout(self.project1(h.transpose(1, 2).reshape(n, length, width)))
+        return x + self.dropout(self.project2(F.gelu(self.widen(self.norm2(x)))))
+
+
+class Transformer(nn.Module):
+    """Decoder that predicts each next character, as GPT-2 (Radford et al., *Language Models are Unsupervised
+    Multitask Learners*, 2019): pre-norm, learned positions, GELU, output weights tied to the embedding.
+
+    Initialised as GPT-2: weights from N(0, 0.02²), those of the projections back into the shortcut divided by
+    √(2 · depth), biases 0.
+
+    Args:
+        depth: layers.
+        width: of the embeddings, a multiple of 4, the number of heads.
+        dropout: probability, at the embedding, in the attention and before each shortcut.
+    """
+
+    def __init__(self, depth: int, width: int, dropout: float, classes: int, context: int = CONTEXT) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, width)
+        self.positions = nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.Sequential(*(TransformerLayer(width, HEADS, dropout) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                shortcut = "project" in name
+                nn.init.normal_(module.weight, std=GPT2_DEVIATION / (math.sqrt(2 * depth) if shortcut else 1))
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        x = self.embedding(characters) + self.positions.weight[: characters.shape[1]]
+        h = self.norm(self.layers(self.dropout(x)))
+        return F.linear(h, self.embedding.weight).transpose(1, 2)
+
+
+def mlp(depth: int, width: int, classes: int, inputs: int = DIGIT_PIXELS) -> nn.Module:
+    """`depth` hidden layers of `width` ReLUs between [n, inputs] and logits [n, classes]; torch's initialisation."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model has running statistics, which belong to the weights they were taken at."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def synchronised(model: nn.Module) -> nn.Module:

@@ -56,6 +56,9 @@ class Peer:
     evaluations: int = 1  #: gradient evaluations a step
     modes: bool = False  #: `optimizer.train()` and `.eval()`, and BatchNorm's statistics anew for testing
     averager: str | None = None  #: a class of `module` that averages the weights to be tested
+    default_without_norm: float | None = (
+        None  #: `default` for networks without BatchNorm, where it is another
+    )
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,14 +139,15 @@ PEERS: dict[str, Peer] = {
         "dog-optimizer", "dog", "DoG",
         default=1e-4,
         scale="first movement relative to the weights (reps_rel)",
-        how="no schedule, no momentum, tested at the polynomial-decay average of the weights; reps_rel 1e-4, as for "
-        "networks with BatchNorm",
+        how="no schedule, no momentum, tested at the polynomial-decay average of the weights; reps_rel 1e-4 for "
+        "networks with BatchNorm, 1e-6 for others",
         decay=COUPLED,
         source="https://github.com/formll/dog (README), arXiv:2302.12022",
         argument="reps_rel",
         family="plain",
         cosine=False,
         averager="PolynomialDecayAverager",
+        default_without_norm=1e-6,
     ),
     "sam": Peer(
         "SAM",
@@ -175,9 +179,17 @@ OPTIMIZERS = (ACME, *PEERS)
 """What `--optimizer` takes."""
 
 
-def default_lr(optimizer: str) -> float:
+MODELS_WITH_NORM = ("WRN", "Pyramid")
+"""The networks with BatchNorm."""
+
+
+def default_lr(optimizer: str, model: str) -> float:
     """The value of `--lr` where none is given; Acme's for a name that is none (which `check` refuses)."""
-    return PEERS[optimizer].default if optimizer in PEERS else ACME_LR
+    if optimizer not in PEERS:
+        return ACME_LR
+    peer = PEERS[optimizer]
+    other = peer.default_without_norm
+    return peer.default if other is None or model in MODELS_WITH_NORM else other
 
 
 def load(name: str) -> Any:

@@ -21,19 +21,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icassp25 import augment, data, peers, runlog
+from icassp25 import peers, runlog, tasks
 from icassp25.config import RunConfig, UsageError
 from icassp25.files import temporary
-from icassp25.models import build_model, synchronised
+from icassp25.models import build_model, has_batch_norm, synchronised
 from icassp25.ranks import ALONE, Ranks
-from icassp25.sampling import stratified_order
 
 BETA2 = 0.999
 EPSILON = 1e-8
 FINAL_LR_FRACTION = 0.01  # the cosine without ACME ends at lr/100
 
-# Images augmented at once: enough that the operations' start does not count, and a bounded amount of memory.
-AUGMENT_IMAGES = 10_000
+# Examples made ready at once: enough that the operations' start does not count, and a bounded amount of memory.
+EXAMPLES_AT_ONCE = 10_000
 TEST_BATCH = 1_000
 
 
@@ -60,8 +59,8 @@ def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
         wandb = _start_wandb(config) if ranks.first else None
     torch.set_num_threads(config.threads)
     _set_precision(config, device)
-    images = ranks.one_per_machine_first(lambda: data.load(config, device))
-    experiment = Experiment(config, images, device, optimizer_class, ranks)
+    task = ranks.one_per_machine_first(lambda: tasks.load(config, device))
+    experiment = Experiment(config, task, device, optimizer_class, ranks)
     checkpoint = path.with_suffix(".checkpoint")
     rows = experiment.load(checkpoint) if config.resume else []
     if not ranks.first:
@@ -124,25 +123,24 @@ class Tally:
 
 
 class Experiment:
-    """Model, data, optimizer and random generators of one run: all that a checkpoint holds."""
+    """Model, task, optimizer and random generators of one run: all that a checkpoint holds, but the data."""
 
     def __init__(
         self,
         config: RunConfig,
-        images: data.CifarData,
+        task: tasks.Task,
         device: torch.device,
         optimizer_class: Callable[..., torch.optim.Optimizer],
         ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
-        self.images = images
+        self.task = task
         self.device = device
         self.ranks = ranks
-        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         torch.manual_seed(config.seed)
         # The same in all processes: each draws for the whole batch and takes its share.
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.model = build_model(config).to(device, self.dtype, memory_format=torch.channels_last)
+        self.model = build_model(config).to(device, tasks.dtype_of(config), memory_format=torch.channels_last)
         if ranks.size > 1:
             self.model = synchronised(self.model)
         self.train_model = ranks.distributed(self.model, device)
@@ -206,18 +204,18 @@ class Experiment:
             self.scheduler.step()
         loss, wrong = self.ranks.sums(tally.loss, tally.wrong)
         train_loss = loss / self.ranks.size / max(tally.steps, 1) if finite else math.nan
-        train_error = wrong / max(tally.steps * config.batch_size, 1)
+        train_error = wrong / max(tally.steps * config.batch_size * config.about.predictions, 1)
         if self.peer:
             self.peer.eval()
-            if self.peer.peer.modes:
+            if self.peer.peer.modes and has_batch_norm(self.model):
                 self._renew_statistics(number)
         self.progress.seconds += time.perf_counter() - start
         step_size = self.peer.step_size(lr) if self.peer else self.optimizer.param_groups[0]["step_size"]
         self.ranks.check_equal(self.model, step_size, *tally.decisions)
-        test_loss, test_error = self.test(self.images.test_images, self.images.test_labels)
+        test_loss, test_error = self.test(*self.task.test)
         validation: tuple[float | None, float | None] = (None, None)
-        if self.images.validation_images is not None:
-            validation = self.test(self.images.validation_images, self.images.validation_labels)
+        if self.task.validation is not None:
+            validation = self.test(*self.task.validation)
         return runlog.Row(
             epoch=number,
             steps=self.progress.steps,
@@ -235,11 +233,10 @@ class Experiment:
         )
 
     def _train(self, number: int, tally: Tally) -> bool:
-        """One pass over the training images; whether all losses and gradients were finite."""
+        """One pass over the training examples; whether all losses and gradients were finite."""
         config = self.config
-        images, labels = self.images.train_images, self.images.train_labels
-        order = stratified_order(labels, self.generator)[: config.steps_per_epoch * config.batch_size]
-        chunk = config.batch_size * max(AUGMENT_IMAGES // config.batch_size, 1)
+        order = self.task.order(self.generator)[: config.steps_per_epoch * config.batch_size]
+        chunk = config.batch_size * max(EXAMPLES_AT_ONCE // config.batch_size, 1)
         per_process = config.batch_size // self.ranks.size
         self.model.train()
         with tqdm(
@@ -251,11 +248,7 @@ class Experiment:
         ) as bar:
             for indices in order.split(chunk):
                 share = self.ranks.share(len(indices), config.batch_size)
-                inputs = augment.augment(
-                    images[indices], self.images.mean, self.images.std, self.generator, share
-                )
-                inputs = inputs.to(self.dtype, memory_format=torch.channels_last)
-                targets = labels[indices[share]]
+                inputs, targets = self.task.training(indices, self.generator, share)
                 batches = zip(inputs.split(per_process), targets.split(per_process), strict=True)
                 for batch, targets in batches:
                     try:
@@ -303,19 +296,18 @@ class Experiment:
         """
         config = self.config
         generator = torch.Generator(self.device).manual_seed((config.seed + number) % 2**63)
-        images, labels = self.images.train_images, self.images.train_labels
         batches = min(peers.STATISTICS_BATCHES, config.steps_per_epoch)
-        order = stratified_order(labels, generator)[: batches * config.batch_size]
+        order = self.task.order(generator)[: batches * config.batch_size]
         self.model.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             for indices in order.split(config.batch_size):
-                inputs = augment.augment(images[indices], self.images.mean, self.images.std, generator)
+                inputs, _ = self.task.training(indices, generator)
                 with self._autocast():
-                    self.model(inputs.to(self.dtype, memory_format=torch.channels_last))
+                    self.model(inputs)
 
     @torch.no_grad()
-    def test(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Mean loss (with label smoothing) and error of the model on uint8 images [n, 3, 32, 32].
+    def test(self, examples: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Mean loss (with label smoothing) and error of the model over examples and targets as the task keeps them.
 
         Each process takes some of the batches.
         """
@@ -323,15 +315,14 @@ class Experiment:
         loss = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         mine = slice(self.ranks.rank, None, self.ranks.size)
-        batches = zip(images.split(TEST_BATCH)[mine], labels.split(TEST_BATCH)[mine], strict=True)
-        for batch, targets in batches:
-            inputs = augment.normalise(batch, self.images.mean, self.images.std)
+        batches = zip(examples.split(TEST_BATCH)[mine], targets.split(TEST_BATCH)[mine], strict=True)
+        for batch, wanted in batches:
             with self._autocast():
-                logits = model(inputs.to(self.dtype, memory_format=torch.channels_last))
-                loss += self.criterion(logits, targets).to(loss.dtype) * len(batch)
-            wrong += (logits.argmax(1) != targets).sum()
+                logits = model(self.task.inputs(batch))
+                loss += self.criterion(logits, wanted).to(loss.dtype) * len(batch)
+            wrong += (logits.argmax(1) != wanted).sum()
         whole_loss, whole_wrong = self.ranks.sums(loss, wrong)
-        return whole_loss / len(images), whole_wrong / len(images)
+        return whole_loss / len(examples), whole_wrong / targets.numel()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"
@@ -341,6 +332,7 @@ class Experiment:
         """Write the checkpoint, whole or not at all."""
         content = {
             "options": self.config.to_dict(),
+            "data": self.task.checksum,
             "rows": [asdict(row) for row in rows],
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
@@ -378,6 +370,11 @@ class Experiment:
             raise UsageError(
                 f"{path}: the interrupted run differs in {', '.join(differences)}; "
                 "use its options, another --output, or delete it to start over."
+            )
+        if content.get("data", self.task.checksum) != self.task.checksum:
+            raise UsageError(
+                f"{path}: the interrupted run's {self.config.dataset} is another than the one installed now; "
+                "install the version that it began with, or delete it to start over."
             )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -465,7 +462,9 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
             "torchvision": torchvision.__version__,
             "cuda": torch.version.cuda if experiment.device.type == "cuda" else None,
             **(peers.version(experiment.config.optimizer) if experiment.peer else {}),
+            **experiment.task.versions,
         },
+        **experiment.task.about,
     }
 
 
@@ -505,7 +504,7 @@ def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
     config = experiment.config
     print(
         f"{config.model} {config.depth}-{config.width_alpha}, {experiment.parameters:,} parameters, "
-        f"{config.dataset}, {config.available_images:,} images, {config.epochs} epochs of "
+        f"{config.dataset}, {config.available_images:,} {config.about.unit}, {config.epochs} epochs of "
         f"{config.steps_per_epoch} steps, {_devices(experiment)}, {config.precision}"
     )
     if resumed:

@@ -22,7 +22,7 @@ from make_tables import (
     write_tables,
 )
 from peer_study import METHODS, Method, PeerStudy, load_peers, spread
-from study import CHANCE, command_line
+from study import command_line
 
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 14)
 """Gradient evaluations in all, in those of one run at one evaluation a step."""
@@ -251,7 +251,7 @@ def budget_table(study: PeerStudy) -> Table | None:
         "What a user gets who does not know the scale: the expected test error in % of the best by last-epoch validation error "
         f"of the runs that a number of gradient evaluations pays for, search included, at scales drawn without replacement "
         f"from {len(study.scales)} over the decades around the default (after Dodge et al., Show Your Work, EMNLP 2019; "
-        f"{words(study)}). A diverged run counts as {CHANCE:g} % and is never chosen before one that is not. The CSV has the "
+        f"{words(study)}). A diverged run counts as {study.chance:.3g} % and is never chosen before one that is not. The CSV has the "
         f"same for a search from the default outwards. {study.caption}.",
         notes(study) + short,
         numbers,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from study import CHANCE, Group, UsageError, caption_of, load_folder
+from study import Group, UsageError, caption_of, chance_of, load_folder
 
 from icassp25.config import RunConfig
-from icassp25.peers import ACME, ACME_LR, PEERS
+from icassp25.peers import ACME, ACME_LR, PEERS, default_lr
 from icassp25.runlog import Run
 
 ADAM_LR = 0.001  # ACME's initial step size with Adam in the sweeps: Adam's customary default
@@ -126,10 +126,12 @@ class PeerStudy:
     whole_caption: str  #: without the runs of half the epochs
     seeds: list[int]
     left_out: list[str]
+    chance: float  #: test error, in %, of guessing
+    model: str
 
     @property
     def methods(self) -> list[Method]:
-        return [method for method in METHODS.values() if method.key in self.runs]
+        return [_for_model(method, self.model) for method in METHODS.values() if method.key in self.runs]
 
     @property
     def scales(self) -> list[float]:
@@ -159,7 +161,7 @@ class PeerStudy:
         return Search(
             scales,
             tuple(last(runs[scale], "validation_error", math.inf) for scale in scales),
-            tuple(last(runs[scale], "test_error", CHANCE) for scale in scales),
+            tuple(last(runs[scale], "test_error", self.chance) for scale in scales),
         )
 
     def searches(self, key: str) -> dict[int, Search]:
@@ -229,7 +231,7 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         if method is None:
             left_out.append(f"{run.path.name} is left out: not one of the sweep's runs.")
             continue
-        scale = float(f"{run.config.lr / method.default:.6g}")
+        scale = float(f"{run.config.lr / _for_model(method, run.config.model).default:.6g}")
         by_seed = runs.setdefault(method.key, {}).setdefault(scale, {})
         if run.config.seed in by_seed:
             twin = by_seed[run.config.seed]
@@ -242,7 +244,20 @@ def load_peers(results: Path, study: str) -> PeerStudy:
     seeds = sorted({run.config.seed for run in kept})
     ordered = {key: dict(sorted(runs[key].items())) for key in METHODS if key in runs}
     whole = [run for run in kept if run.config.epochs == epochs]
-    return PeerStudy(ordered, caption_of(kept), caption_of(whole), seeds, sorted(left_out))
+    return PeerStudy(
+        ordered,
+        caption_of(kept),
+        caption_of(whole),
+        seeds,
+        sorted(left_out),
+        chance_of(kept[0]),
+        kept[0].config.model,
+    )
+
+
+def _for_model(method: Method, model: str) -> Method:
+    """The method with the default that it has for a model."""
+    return replace(method, default=default_lr(method.key, model)) if method.key in PEERS else method
 
 
 def _method(config: RunConfig, epochs: int) -> Method | None:

@@ -16,7 +16,6 @@ from peer_study import Method, PeerStudy, load_peers, spread
 from study import (
     BLACK,
     BLUE,
-    CHANCE,
     FULL_WIDTH,
     GREEN,
     GREY,
@@ -88,14 +87,14 @@ def plain_ticks(axes: Axes) -> None:
     axes.minorticks_off()
 
 
-def chance(axes: Axes) -> None:
-    axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1, zorder=1)
+def chance(axes: Axes, study: PeerStudy) -> None:
+    axes.axhline(study.chance, color=GREY, linestyle=":", linewidth=1, zorder=1)
 
 
-def chance_handle() -> Any:
+def chance_handle(study: PeerStudy) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=GREY, linestyle=":", label=f"chance ({CHANCE:g} %)")
+    return Line2D([], [], color=GREY, linestyle=":", label=f"chance ({study.chance:.3g} %)")
 
 
 def plot_robustness(study: PeerStudy) -> Figure:
@@ -104,9 +103,9 @@ def plot_robustness(study: PeerStudy) -> Figure:
     from matplotlib.lines import Line2D
 
     figure, grid = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 4.0), sharex=True, sharey=True)
-    lowest, lost_any, most = CHANCE, False, 0
+    lowest, lost_any, most = study.chance, False, 0
     for axes, family in zip(grid, FAMILIES, strict=True):
-        chance(axes)
+        chance(axes, study)
         height = 102.0
         for method in shown(study, family):
             look = LOOKS[method.key]
@@ -140,7 +139,7 @@ def plot_robustness(study: PeerStudy) -> Figure:
     axes.set_ylim(max(0, lowest - 0.08 * (100 - lowest)), most if lost_any else 100)
     axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 100])
     axes.set_ylabel("test error after the last epoch, %")
-    extra = [chance_handle()]
+    extra = [chance_handle(study)]
     if lost_any:
         crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 4}
         extra.append(Line2D([], [], **crosses, label="diverged (some seed)"))
@@ -201,7 +200,7 @@ def plot_budget(study: PeerStudy) -> Figure:
     ):
         for axes, family in zip(row, FAMILIES, strict=True):
             if not outwards:
-                chance(axes)
+                chance(axes, study)
             for method in shown(study, family):
                 look, cost = LOOKS[method.key], study.cost(method.key)
                 if cost is None or not study.searches(method.key):
@@ -215,7 +214,7 @@ def plot_budget(study: PeerStudy) -> Figure:
     plain_ticks(grid[0][0])
     for axes in grid[1]:
         axes.set_xlabel("gradient evaluations in all, search included")
-    legends(figure, grid[1], study, extra=[chance_handle()])
+    legends(figure, grid[1], study, extra=[chance_handle(study)])
     title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.whole_caption)
     return figure
 

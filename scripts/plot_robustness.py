@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from study import (
-    CHANCE,
     FULL_WIDTH,
     GREY,
     LR_PAIRS,
@@ -38,7 +37,7 @@ def plot_errors(study: Study) -> Figure:
 
     figure, grid = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 2.7), sharex=True, sharey=True)
     for axes, pair in zip(grid, LR_PAIRS, strict=True):
-        axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1)
+        axes.axhline(study.chance, color=GREY, linestyle=":", linewidth=1)
         for height, optimizer, look in zip((104, 108), pair, PAIR_STYLE, strict=True):
             groups = {lr: study.group(optimizer, lr) for lr in study.lrs}
             errors = {lr: list(group.errors.values()) for lr, group in groups.items() if group.finished}
@@ -55,7 +54,7 @@ def plot_errors(study: Study) -> Figure:
     axes = grid[0]
     axes.set_xscale("log")
     axes.minorticks_off()
-    lowest = min(min(group.errors.values(), default=CHANCE) for group in study.groups.values())
+    lowest = min(min(group.errors.values(), default=study.chance) for group in study.groups.values())
     diverged = any(group.diverged for group in study.groups.values())
     axes.set_ylim(max(0, lowest - 0.1 * (100 - lowest)), 111 if diverged else 100)
     axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 100])
@@ -64,7 +63,7 @@ def plot_errors(study: Study) -> Figure:
         Line2D([], [], label=label, **look)
         for label, look in zip(("without ACME", "with ACME"), PAIR_STYLE, strict=True)
     ]
-    handles.append(Line2D([], [], color=GREY, linestyle=":", label=f"chance ({CHANCE:g} %)"))
+    handles.append(Line2D([], [], color=GREY, linestyle=":", label=f"chance ({study.chance:.3g} %)"))
     if len(study.seeds) > 1:
         bars = {"color": GREY, "linestyle": "", "marker": "|", "markersize": 8, "markeredgewidth": 1.2}
         handles.append(Line2D([], [], **bars, label="smallest to largest over seeds"))

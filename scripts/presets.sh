@@ -1,4 +1,4 @@
-# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, short, reduced, paper.
+# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, short, text, digits, reduced, paper.
 #
 #   ABOUT     on what machine, and about how long the sweeps take
 #   TIME_LIMIT  minutes of a run's slot on a SLURM cluster
@@ -9,16 +9,19 @@
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
 #   SWEEPS    what status.sh looks at
 #   PEER_SEEDS  of the runs beside peers   PEER_VALIDATION  training images held out in them, to choose scales on
+#   DOG_SCALE   DoG's default, as its authors have it for networks with BatchNorm, or without
 #
 # From outside: DATASET=synthetic (trains on the built-in set, under the study name PRESET-synthetic),
-# DATA_DIR (holds cifar-100-python/), STUDY, RESULTS, SEEDS, LR_SEEDS and PEER_SEEDS replace what is set here.
+# DATA_DIR (holds cifar-100-python/; text and digits need none), STUDY, RESULTS, SEEDS, LR_SEEDS and PEER_SEEDS replace what is set here.
 
 PRESET=${PRESET:-quick}
 SGD_LR=0.1    # the published default
 ADAM_LR=0.001 # Adam's customary default
 LRS="1e-4 1e-3 1e-2 1e-1 1 10 100"
 PEER_VALIDATION=5000
+DOG_SCALE=0.0001
 SWEEPS="table lr equal"
+own='' # the data set of a preset that is about it
 
 case $PRESET in
 smoke)
@@ -49,6 +52,30 @@ short)
     SEEDS=${SEEDS:-42}
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     ;;
+text)
+    ABOUT="one CPU core, an hour and a half; meant for the runs beside peers"
+    TIME_LIMIT=10
+    own=text
+    OPTIONS=(--train-images 2400 --batch-size 16 --label-smoothing 0 --threads 1)
+    EPOCHS=4
+    PEER_VALIDATION=625
+    DOG_SCALE=0.000001
+    SWEEPS=peers
+    SEEDS=${SEEDS:-42}
+    PEER_SEEDS=${PEER_SEEDS:-42 43 44}
+    ;;
+digits)
+    ABOUT="one CPU core, half an hour; meant for the runs beside peers"
+    TIME_LIMIT=10
+    own=digits
+    OPTIONS=(--batch-size 32 --label-smoothing 0 --threads 1)
+    EPOCHS=20
+    PEER_VALIDATION=300
+    DOG_SCALE=0.000001
+    SWEEPS=peers
+    SEEDS=${SEEDS:-42}
+    PEER_SEEDS=${PEER_SEEDS:-42 43 44}
+    ;;
 reduced)
     ABOUT="one GPU, meant to take about an hour, not measured yet"
     TIME_LIMIT=60
@@ -68,16 +95,20 @@ paper)
     LR_SEEDS=${LR_SEEDS:-42 43 44}
     ;;
 *)
-    echo "PRESET=$PRESET: expected smoke, quick, short, reduced or paper." >&2
+    echo "PRESET=$PRESET: expected smoke, quick, short, text, digits, reduced or paper." >&2
     exit 2
     ;;
 esac
 
 LR_SEEDS=${LR_SEEDS:-42}
 PEER_SEEDS=${PEER_SEEDS:-42}
-DATASET=${DATASET:-cifar100}
+DATASET=${DATASET:-${own:-cifar100}}
+if [ -n "$own" ] && [ "$DATASET" != "$own" ]; then
+    echo "DATASET=$DATASET: expected $own, which PRESET=$PRESET is about." >&2
+    exit 2
+fi
 case $DATASET in
-cifar100) STUDY=${STUDY:-$PRESET} ;;
+"$own" | cifar100) STUDY=${STUDY:-$PRESET} ;;
 synthetic) STUDY=${STUDY:-$PRESET-synthetic} ;;
 *)
     echo "DATASET=$DATASET: expected cifar100 or synthetic." >&2
@@ -86,4 +117,4 @@ synthetic) STUDY=${STUDY:-$PRESET-synthetic} ;;
 esac
 
 OPTIONS+=(--epochs "$EPOCHS" --dataset "$DATASET")
-if [ -n "${DATA_DIR:-}" ]; then OPTIONS+=(--data-dir "$DATA_DIR"); fi
+if [ -n "${DATA_DIR:-}" ] && [ -z "$own" ]; then OPTIONS+=(--data-dir "$DATA_DIR"); fi

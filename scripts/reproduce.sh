@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole way from nothing to tables and figures; `make reproduce` calls it. Finished runs are kept.
 #
-#   [PRESET=smoke|quick|short|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
+#   [PRESET=smoke|quick|short|text|digits|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
 #
 # Trains anew, into a folder of its own: RESULTS is reproduction/results, FIGURES reproduction/figures, unless
 # set. (results/ holds committed runs, which would all be found finished.)

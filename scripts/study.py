@@ -26,9 +26,6 @@ from icassp25.runlog import Run, read_study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHANCE = 99.0
-"""Test error, in %, of guessing among 100 classes."""
-
 
 @dataclass(frozen=True, order=True)
 class Optimizer:
@@ -98,6 +95,7 @@ class Study:
     caption: str
     seeds: list[int]
     left_out: list[str]
+    chance: float  #: test error, in %, of guessing
 
     def group(self, optimizer: Optimizer, lr: float | None = None) -> Group:
         """The runs of an optimizer (from an initial step size, where several were tried)."""
@@ -200,8 +198,17 @@ def load_folder(folder: Path, varied: frozenset[str] = frozenset()) -> tuple[lis
     return runs, left_out
 
 
+_TEXT = "text_sha256"  # in the JSON of runs that learn a text
+
+
 def _differences(one: Run, other: Run, names: Sequence[str]) -> list[str]:
-    return [name for name in one.config.same_run(other.config) if name in names]
+    """Of the options `names`, those in which two runs differ; and `text_sha256`, where they learned another text."""
+    different = [name for name in one.config.same_run(other.config) if name in names]
+    return different + [_TEXT] * (_value(one, _TEXT) != _value(other, _TEXT))
+
+
+def _value(run: Run, name: str) -> object:
+    return run.sidecar.get(name) if name == _TEXT else getattr(run.config, name)
 
 
 def _keep_most(
@@ -226,7 +233,7 @@ def _keep_most(
         )
     for run in (run for kind in others for run in kind):
         reasons = ", ".join(
-            f"{name} is {getattr(run.config, name)}, most have {getattr(most[0].config, name)}"
+            f"{name} is {_value(run, name)}, most have {_value(most[0], name)}"
             for name in differences(most[0], run)
         )
         left_out.append(f"{run.path.name} is left out: {reasons}.")
@@ -246,7 +253,13 @@ def _study(runs: list[Run], left_out: list[str]) -> Study:
             left_out.append(f"{run.path.name} is left out: the same run as {twin.path.name}.")
     seeds = sorted({run.config.seed for run in kept})
     grouped = {key: Group(groups[key]) for key in sorted(groups)}
-    return Study(grouped, caption_of(kept) if kept else "", seeds, sorted(left_out))
+    chance = chance_of(kept[0]) if kept else math.nan
+    return Study(grouped, caption_of(kept) if kept else "", seeds, sorted(left_out), chance)
+
+
+def chance_of(run: Run) -> float:
+    """Test error, in %, of guessing the run's test set: as its JSON says, else among classes that are as frequent."""
+    return 100 * float(run.sidecar.get("chance", run.config.about.chance))
 
 
 def _epochs(runs: list[Run]) -> str:
@@ -257,8 +270,13 @@ def _epochs(runs: list[Run]) -> str:
 def caption_of(runs: list[Run]) -> str:
     """The scale of the runs in words: model, data, epochs, batch, seeds, device, precision."""
     config = runs[0].config
+    unit = config.about.unit
     if config.model == "WRN":
         model = f"WRN-{config.depth}-{config.width_alpha}"
+    elif config.model == "transformer":
+        model = f"Transformer, {config.depth} layers, width {config.width_alpha}"
+    elif config.model == "MLP":
+        model = f"MLP, hidden layers {config.depth} × {config.width_alpha}"
     else:
         bottleneck = ", bottleneck" if config.bottleneck else ""
         model = f"PyramidNet-{config.depth}, α = {config.width_alpha}{bottleneck}"
@@ -266,9 +284,9 @@ def caption_of(runs: list[Run]) -> str:
     return ", ".join(
         [
             f"{model} ({runs[0].sidecar['parameters']:,} parameters)",
-            "CIFAR-100" if config.dataset == "cifar100" else "synthetic data (not CIFAR-100)",
-            f"{config.available_images:,} training images",
-            *([f"{config.validation:,} validation images"] if config.validation else []),
+            config.about.title,
+            f"{config.available_images:,} training {unit}",
+            *([f"{config.validation:,} validation {unit.split()[0]}"] if config.validation else []),
             *([f"dropout {config.dropout:g}"] if config.dropout else []),
             _epochs(runs),
             f"batch size {config.batch_size}",

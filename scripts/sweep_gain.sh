@@ -3,7 +3,7 @@
 # rarely, with a search for the start or without, from starts six decades apart, beside SGD from the learning rates
 # around its best. Half: for half the epochs, which takes as many evaluations as SGD.
 #
-#   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
+#   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
 #
 # The same images and held-out images as sweep_peers.sh. See presets.sh for what a preset trains. Finished runs are
 # skipped, interrupted ones resumed.

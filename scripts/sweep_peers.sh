@@ -5,7 +5,7 @@
 # half the epochs, which takes as many gradient evaluations as one evaluation a step for all of them (an odd number of
 # epochs: rounded up), from the default only.
 #
-#   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
+#   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
 #
 # Needs the packages of the peers: pip install '.[peers]'. The order is from the defaults outwards, seed by seed, so
 # that what there is of a sweep that was ended is balanced. Names say the multiple of the default: x0.001 to x1000.
@@ -34,7 +34,7 @@ for seed in $PEER_SEEDS; do
         run "peers/schedulefree-adamw.$name" --seed "$seed" --lr 0.0025e$power --optimizer schedulefree-adamw
         run "peers/prodigy.$name"            --seed "$seed" --lr 0.000001e$power --optimizer prodigy
         run "peers/dadapt-adam.$name"        --seed "$seed" --lr 0.000001e$power --optimizer dadapt-adam
-        run "peers/dog.$name"                --seed "$seed" --lr 0.0001e$power --optimizer dog
+        run "peers/dog.$name"                --seed "$seed" --lr ${DOG_SCALE}e$power --optimizer dog
         run "peers/sam.$name"                --seed "$seed" --lr 0.1e$power --optimizer sam
         run "peers/asam.$name"               --seed "$seed" --lr 0.1e$power --optimizer asam
     done

@@ -37,6 +37,18 @@ MODES = {
     "all": replace(EXACT, acme=True, adam=True, asam=True, nesterov=True, lr=1e-3),
     "adam": replace(EXACT, adam=True, lr=1e-3, validation=100),
     "pyramid": replace(EXACT, acme=True, model="Pyramid", depth=8, width_alpha=6),
+    "text": replace(
+        EXACT,
+        acme=True,
+        adam=True,
+        lr=1e-3,
+        dataset="text",
+        model="transformer",
+        depth=1,
+        width_alpha=8,
+        train_images=40,
+    ),
+    "digits": replace(EXACT, acme=True, dataset="digits", model="MLP", width_alpha=16, validation=100),
 }
 
 

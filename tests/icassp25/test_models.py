@@ -1,12 +1,14 @@
 """The networks against the published parameter counts and shapes, and a plain rewriting of their arithmetic."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from icassp25.config import RunConfig
-from icassp25.models import PyramidNet, WideResNet, build_model
+from icassp25.models import PyramidNet, Transformer, WideResNet, build_model, has_batch_norm
 
 
 def count(model: nn.Module) -> int:
@@ -120,3 +122,64 @@ def test_pyramidnet_shortcuts_pad_and_pool(bottleneck: bool) -> None:
         w * (4 if bottleneck else 1) for w in widths
     ]
     assert model(x).shape == (2, 100)
+
+
+def transformer(dropout: float = 0.0) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(depth=2, width=64, dropout=dropout, classes=97)
+
+
+def test_transformer_sees_no_later_character() -> None:
+    model = transformer().double().eval()
+    one = torch.randint(97, (3, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model(one)
+        assert before.shape == (3, 97, 64)
+        for place in (0, 20, 63):
+            other = one.clone()
+            other[:, place] = (other[:, place] + 1) % 97
+            after = model(other)
+            torch.testing.assert_close(after[:, :, :place], before[:, :, :place], rtol=0, atol=1e-12)
+            changed = (after - before).abs().amax((0, 1))
+            assert (changed[place:] > 1e-6).all()  # the character itself and all behind it
+
+
+def test_transformer_starts_at_guessing_and_learns_a_batch() -> None:
+    model = transformer()
+    width, layer = 64, 12 * 64**2 + 13 * 64
+    assert count(model) == 97 * width + 64 * width + 2 * layer + 2 * width
+    characters = torch.randint(97, (8, 65), generator=torch.Generator().manual_seed(1))
+    inputs, targets = characters[:, :-1], characters[:, 1:]
+    losses = []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(97), abs=0.05)
+    assert losses[-1] < 0.5
+
+
+def test_transformer_dropout_is_for_training_only() -> None:
+    model, inputs = transformer(dropout=0.5), torch.zeros(1, 64, dtype=torch.int64)
+    assert not torch.equal(model(inputs), model(inputs))
+    model.eval()
+    assert torch.equal(model(inputs), model(inputs))
+
+
+def test_mlp() -> None:
+    model = build_model(RunConfig(dataset="digits"))
+    assert count(model) == 2 * (64 * 64 + 64) + 64 * 10 + 10
+    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    assert model(torch.zeros(5, 64)).shape == (5, 10)
+
+
+def test_which_models_have_running_statistics() -> None:
+    with torch.device("meta"):
+        found = {
+            name: has_batch_norm(build_model(RunConfig(dataset=name)))
+            for name in ("cifar100", "text", "digits")
+        }
+    assert found == {"cifar100": True, "text": False, "digits": False}

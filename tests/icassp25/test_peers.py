@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from icassp25 import data, peers, train
+from icassp25 import data, peers, tasks, train
 from icassp25.config import RunConfig, UsageError
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def images() -> data.CifarData:
 def experiment(config: RunConfig, images: data.CifarData) -> train.Experiment:
     from acme import Acme
 
-    return train.Experiment(config, images, CPU, Acme)
+    return train.Experiment(config, tasks.Images(config, images), CPU, Acme)
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
@@ -141,7 +141,7 @@ def test_missing_package_is_one_sentence_before_the_data(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
-    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("loaded the data first"))
+    monkeypatch.setattr(tasks, "load", lambda *_: pytest.fail("loaded the data first"))
     with pytest.raises(UsageError, match=r"needs the package prodigyopt.*pip install prodigyopt"):
         train.run(replace(TINY, optimizer="prodigy", lr=1e-6), tmp_path / "run.csv")
 
@@ -176,6 +176,11 @@ def test_defaults() -> None:
         config.check()
         assert config.lr == peer.default and name in config.name
         assert config.evaluations_per_step == peer.evaluations
+    without_norm = (
+        RunConfig(optimizer="dog", dataset="digits").lr,
+        RunConfig(optimizer="dog", dataset="text").lr,
+    )
+    assert without_norm == (1e-6, 1e-6)
     older = RunConfig().to_dict()
     del older["optimizer"]
     assert RunConfig.from_dict(older) == RunConfig()

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from icassp25 import data, runlog, train
+from icassp25 import runlog, tasks, train
 from icassp25.config import RunConfig, UsageError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "icassp25" / "cifar100.acme.py"
@@ -93,7 +93,7 @@ def test_logged_numbers_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest
     assert float(row["train_error"]) == pytest.approx(sum(x for _, x in seen) / 4, rel=1e-6)
 
     experiment = kept[-1]
-    images = experiment.images
+    images = experiment.task.data
     inputs = images.test_images.float() / 255 - images.mean.view(3, 1, 1)
     with torch.no_grad():
         logits = experiment.model.eval()(inputs / images.std.view(3, 1, 1))
@@ -115,7 +115,7 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
         made.update(options, lr=lr)
         return Acme(model, lr, **options)
 
-    experiment = train.Experiment(config, data.load(config, device), device, recorder)
+    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
     assert experiment.scheduler is None
     assert made == {
         "lr": 0.1, "betas": (0.8, 0.999), "epsilon": 1e-8, "weight_decay": 0.02, "acme": True, "adam": True,
@@ -123,7 +123,7 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
     }  # fmt: skip
     made.clear()
     config = replace(config, gain=2.0, adapt_every=3)
-    experiment = train.Experiment(config, data.load(config, device), device, recorder)
+    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
     assert (made["gain"], made["adapt_every"]) == (2.0, 3)
 
 
@@ -230,7 +230,7 @@ def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, .
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     experiment = train.Experiment(
-        TINY, data.load(TINY, torch.device("cpu")), torch.device("cpu"), train._optimizer_class("acme")
+        TINY, tasks.load(TINY, torch.device("cpu")), torch.device("cpu"), train._optimizer_class("acme")
     )
     experiment.save(path.with_suffix(".checkpoint"), [])
     with pytest.raises(UsageError, match="differs in lr"):

@@ -96,23 +96,27 @@ def write_lr(folder: Path, seeds: tuple[int, ...], lrs: tuple[float, ...], **opt
 SCALES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
 
-def write_peers(folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] = SCALES) -> None:
+def write_peers(
+    folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] = SCALES, **options: object
+) -> None:
     """What sweep_peers.sh trains; SGD diverges from the largest scale."""
+    options = {"validation": 500, **options}
     for seed in seeds:
         for scale in scales:
             for adam in (False, True):
                 rare = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
-                for suffix, options in (("", {}), ("-rare", rare), ("-half", {"epochs": 2})):
+                for suffix, how in (("", {}), ("-rare", rare), ("-half", {"epochs": 2})):
                     if suffix == "-half" and scale != 1:
                         continue
                     lr = (0.001 if adam else 0.1) * scale
                     name = f"{'adam' if adam else 'sgd'}-acme{suffix}.x{scale:g}.seed{seed}.csv"
-                    common = {"seed": seed, "lr": lr, "adam": adam, "acme": True, "validation": 500}
-                    write_run(folder / name, **common, **options)
-            for name, peer in PEERS.items():
+                    common = {"seed": seed, "lr": lr, "adam": adam, "acme": True}
+                    write_run(folder / name, **{**options, **common, **how})
+            for name in PEERS:
                 lost = 2 if name == "sgd" and scale == 1000 else None
                 path = folder / f"{name}.x{scale:g}.seed{seed}.csv"
-                write_run(path, lost, seed=seed, lr=peer.default * scale, optimizer=name, validation=500)
+                default = RunConfig(**{**SCALE, **options, "optimizer": name}).lr
+                write_run(path, lost, seed=seed, lr=default * scale, optimizer=name, **options)
 
 
 LRS = (1e-4, 1e-2, 1.0, 100.0)

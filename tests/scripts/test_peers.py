@@ -178,3 +178,43 @@ def test_styles_tell_the_methods_of_a_family_apart(script: Any) -> None:
             looks[key]["color"] for key, method in methods.items() if key in looks and method.family == family
         ]
         assert len(set(colors)) == len(colors)
+
+
+TEXT = {"dataset": "text", "model": "transformer", "depth": 2, "width_alpha": 64}
+
+
+def say(folder: Path, names: str, **entries: object) -> None:
+    """Add to the JSONs of runs."""
+    for path in folder.glob(names):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_a_study_of_another_task_says_which(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "peers"
+    made.peers(folder, (42, 43), SCALES, **TEXT)
+    say(folder, "*.json", text_sha256="abc", chance=0.882025)
+    say(folder, "adamw.x1.seed43.json", text_sha256="def")
+    printed = run("make_peer_tables", tmp_path, tmp_path)
+    run("plot_peers", tmp_path, tmp_path)
+    assert "adamw.x1.seed43.csv is left out: text_sha256 is def, most have abc." in printed
+    for name in ("peers", "peers_equal", "peers_budget"):
+        page = (tmp_path / "s" / f"{name}.md").read_text()
+        assert "training images" not in page and "CIFAR" not in page.splitlines()[0]
+        assert "Transformer, 2 layers, width 64 (77,412 parameters), next character of torch.nn's doc" in page
+        assert "1,000 training windows of 64 characters, 500 validation windows" in page
+    assert "A diverged run counts as 88.2 %" in (tmp_path / "s" / "peers_budget.md").read_text()
+    assert "DoG: ×1 is 1e-06" in (tmp_path / "s" / "peers.md").read_text()
+    table = pd.read_csv(tmp_path / "s" / "peers.csv").set_index("optimizer")
+    assert table.loc["DoG", "scales"] == 3 and table.loc["DoG", "default"] == 1e-6
+
+    study = script("peer_study").load_peers(tmp_path, "s")
+    assert study.chance == pytest.approx(88.2025)
+    assert study.search("sgd", 42).test[-1] == study.chance  # diverged
+    assert script("plot_peers").chance_handle(study).get_label() == "chance (88.2 %)"
+
+
+def test_chance_is_that_of_the_data_set(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+    for dataset, model, chance in (("cifar100", "WRN", 99.0), ("digits", "MLP", 90.0)):
+        made.run(tmp_path / f"{dataset}.csv", dataset=dataset, model=model)
+        (one,) = [one for one in script("study").read_study(tmp_path)[0] if one.config.dataset == dataset]
+        assert script("study").chance_of(one) == pytest.approx(chance)

@@ -21,7 +21,7 @@ import pytest
 
 from icassp25.config import RunConfig
 from icassp25.lock import TAKEN, is_locked
-from icassp25.peers import PEERS
+from icassp25.peers import PEERS, default_lr
 from icassp25.runlog import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -379,7 +379,9 @@ def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
     assert len(lines(stub)) == 1
 
 
-@pytest.mark.parametrize(("preset", "seeds"), [("smoke", 1), ("quick", 1), ("short", 3), ("paper", 3)])
+@pytest.mark.parametrize(
+    ("preset", "seeds"), [("smoke", 1), ("quick", 1), ("short", 3), ("text", 3), ("digits", 3), ("paper", 3)]
+)
 def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: int) -> None:
     commands = listed("peers", PRESET=preset)
     configs = [config(command) for command in commands]
@@ -399,7 +401,8 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
             assert c.acme and name == f"{'adam' if c.adam else 'sgd'}-acme{'-half' * half}{'-rare' * rare}"
             assert (multiple == 1) if half else (c.epochs == whole)
         else:
-            default = PEERS[c.optimizer].default
+            default = default_lr(c.optimizer, c.model)
+            assert default == PEERS[c.optimizer].default or c.optimizer == "dog"
             assert name == c.optimizer and c.epochs == whole
         assert c.lr == pytest.approx(default * multiple)
         order.append((c.seed, abs(round(math.log10(multiple)))))

@@ -1,0 +1,76 @@
+"""scikit-learn's handwritten digits, 8×8 pixels, divided alike in every run. docs/tasks.md describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from icassp25.config import DATASETS, RunConfig, UsageError
+from icassp25.data import SPLIT_SEED
+from icassp25.sampling import stratified_order
+
+ABOUT = DATASETS["digits"]
+TEST_IMAGES = 600
+BALANCED_IMAGES = 1_740
+"""174 of each digit, the number of those of the rarest; the order's last 57 images are of the others."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images float64 [n, 64], standardised by the mean and the standard deviation of the training pixels, all
+    together; labels int64 [n]; validation None where nothing is held out. On the CPU."""
+
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor] | None
+    test: tuple[Tensor, Tensor]
+
+
+def load(config: RunConfig) -> Digits:
+    """The digits, on the CPU; a stratified split that is the same for every seed.
+
+    The first 600 images of a stratified order are the test set, and its last balanced ones are held out: neither
+    `validation` nor `train_images` changes what the other chooses.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+    images, labels = read()
+    order = stratified_order(labels, torch.Generator().manual_seed(SPLIT_SEED))
+    end = BALANCED_IMAGES - config.validation
+    rest = torch.cat([order[TEST_IMAGES:end], order[BALANCED_IMAGES:]])
+    chosen = rest[: config.available_images].sort().values
+    held_out = order[end:BALANCED_IMAGES].sort().values
+    mean, std = images[chosen].mean(), images[chosen].std(correction=0)
+    images = (images - mean) / std
+    tested = order[:TEST_IMAGES].sort().values
+    return Digits(
+        train=(images[chosen], labels[chosen]),
+        validation=(images[held_out], labels[held_out]) if config.validation else None,
+        test=(images[tested], labels[tested]),
+    )
+
+
+def read() -> tuple[Tensor, Tensor]:
+    """All 1 797 images, float64 [n, 64] in 0 … 16, and labels int64 [n].
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError(
+            f"--dataset digits: needs the package scikit-learn, which cannot be imported ({error}); "
+            "pip install scikit-learn."
+        ) from None
+    pixels, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(pixels).to(torch.float64), torch.from_numpy(labels).to(torch.int64)
+
+
+def versions() -> dict[str, str]:
+    """The package that holds the digits and its version, for the run's JSON."""
+    from importlib import metadata
+
+    return {"scikit-learn": metadata.version("scikit-learn")}
