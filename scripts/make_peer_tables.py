@@ -48,8 +48,13 @@ def notes(study: PeerStudy) -> list[str]:
         for by_seed in by_scale.values()
         for run in by_seed.values()
     }
-    several = ["The runs come from several devices: their seconds do not compare."] * (len(devices) > 1)
-    return study.missing() + study.diverged() + several + study.left_out
+    if study.step_seconds:
+        seconds = [
+            "Seconds: the steps of a run times what one takes in benchmarks/peers.py, tests and start left out."
+        ]
+    else:
+        seconds = ["The runs come from several devices: their seconds do not compare."] * (len(devices) > 1)
+    return study.missing() + study.diverged() + seconds + study.left_out
 
 
 def worst_text(study: PeerStudy, method: Method) -> tuple[str, float | None, int]:

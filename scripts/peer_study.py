@@ -6,6 +6,7 @@ imported.
 
 from __future__ import annotations
 
+import csv
 import math
 import statistics
 from collections.abc import Sequence
@@ -128,6 +129,9 @@ class PeerStudy:
     left_out: list[str]
     chance: float  #: test error, in %, of guessing
     model: str
+    step_seconds: dict[
+        str, float
+    ]  #: by method, of benchmarks/peers.py; empty if it has not measured this study
 
     @property
     def methods(self) -> list[Method]:
@@ -176,7 +180,13 @@ class PeerStudy:
         return Group(), None
 
     def cost(self, key: str, column: str = "evaluations") -> float | None:
-        """What a run takes: the mean of the last `column` over the runs that did not diverge."""
+        """What a run takes: the mean of the last `column` over the runs that did not diverge.
+
+        Seconds are those that the steps take in the benchmark, if it has measured this study, else the runs' own.
+        """
+        if column == "seconds" and self.step_seconds:
+            steps, step = self.cost(key, "steps"), self.step_seconds.get(key.removesuffix("-half"))
+            return steps * step if steps is not None and step is not None else None
         values = [
             float(run.frame[column].iloc[-1])
             for by_seed in self.runs.get(key, {}).values()
@@ -252,7 +262,15 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         sorted(left_out),
         chance_of(kept[0]),
         kept[0].config.model,
+        _step_seconds(results / "benchmarks" / f"peers-{study}.csv"),
     )
+
+
+def _step_seconds(path: Path) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {row["optimizer"]: float(row["step_ms"]) / 1000 for row in csv.DictReader(file)}
 
 
 def _for_model(method: Method, model: str) -> Method:

@@ -156,7 +156,7 @@ def plot_price(study: PeerStudy) -> Figure:
 
     figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex="row", sharey=True)
     for row, (column, label) in zip(
-        grid, (("evaluations", "gradient evaluations in all"), ("seconds", "seconds of training in all")),
+        grid, (("evaluations", "gradient evaluations in all"), ("seconds", "seconds of steps in all" if study.step_seconds else "seconds of training in all")),
         strict=True,
     ):  # fmt: skip
         for axes, family in zip(row, FAMILIES, strict=True):

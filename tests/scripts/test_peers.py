@@ -180,6 +180,24 @@ def test_styles_tell_the_methods_of_a_family_apart(script: Any) -> None:
         assert len(set(colors)) == len(colors)
 
 
+def test_seconds_are_the_benchmarks_where_it_has_measured(
+    made: SimpleNamespace, script: Any, tmp_path: Path
+) -> None:
+    made.peers(tmp_path / "s" / "peers", (42,), SCALES)
+    load = script("peer_study").load_peers
+    own = load(tmp_path, "s").cost("dog", "seconds")
+    assert own == pytest.approx(5.2)  # as the made-up CSVs have it
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "peers-s.csv").write_text(
+        "optimizer,step_ms,to_sgd\ndog,50,2.0\nsgd-acme,40,1.6\n"
+    )
+    study = load(tmp_path, "s")
+    assert study.cost("dog", "seconds") == pytest.approx(40 * 0.05)
+    assert study.cost("sgd-acme-half", "seconds") == pytest.approx(20 * 0.04)
+    assert study.cost("prodigy", "seconds") is None
+    assert "what one takes in benchmarks/peers.py" in run("make_peer_tables", tmp_path, tmp_path)
+
+
 TEXT = {"dataset": "text", "model": "transformer", "depth": 2, "width_alpha": 64}
 
 
