@@ -38,11 +38,17 @@ class Dataset:
     predictions: int = 1  #: made, and counted in the errors, for each example
     balanced: bool = True  #: subsets hold as many examples of every class
     files: bool = True  #: `--data-dir` may say where it is
+    spread: int | None = None  #: of the examples, those that hold every class alike; None: all
 
     @property
     def multiple(self) -> int:
         """Subsets hold a multiple of this number of examples."""
         return self.classes if self.balanced else 1
+
+    @property
+    def most_held_out(self) -> int:
+        """As many of the examples can be held out that one of every class is left."""
+        return (self.spread or self.examples) - self.multiple
 
     @property
     def chance(self) -> float:
@@ -60,7 +66,7 @@ DATASETS = {
         "next character of torch.nn's documentation", 97, 5_625, ("transformer",),
         unit=f"windows of {CONTEXT} characters", predictions=CONTEXT, balanced=False, files=False,
     ),
-    "digits": Dataset("scikit-learn's digits (8×8)", 10, 1_197, ("MLP",), files=False),
+    "digits": Dataset("scikit-learn's digits (8×8)", 10, 1_197, ("MLP",), files=False, spread=1_140),
 }  # fmt: skip
 """What `--dataset` takes; icassp25/tasks.py loads them, docs/tasks.md describes the last two."""
 
@@ -202,17 +208,15 @@ class RunConfig:
 
         self._check_model(need)
 
-        every = about.multiple
-        whole = (
-            f"a multiple of {every} (as many {about.unit} of every class)" if every > 1 else "a whole number"
-        )
+        every, most = about.multiple, about.most_held_out
+        whole = "a whole number"
+        if every > 1:
+            whole = f"a multiple of {every} (as many {about.unit} of every class)"
         need(
-            0 <= self.validation <= about.examples - about.classes and self.validation % every == 0,
+            0 <= self.validation <= most and self.validation % every == 0,
             "validation",
             self.validation,
-            f"{whole} below {about.examples}"
-            if every > 1
-            else f"{whole} from 0 to {about.examples - about.classes}",
+            f"{whole} from 0 to {most}",
         )
         room = about.examples - self.validation
         if self.train_images is not None:
@@ -220,7 +224,7 @@ class RunConfig:
                 0 < self.train_images <= room and self.train_images % every == 0,
                 "train_images",
                 self.train_images,
-                f"{whole}, at most {room}" if every > 1 else f"{whole} from 1 to {room}",
+                f"{whole} from {every} to {room}",
             )
         need(
             self.steps_per_epoch >= 1,

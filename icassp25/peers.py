@@ -90,8 +90,8 @@ PEERS: dict[str, Peer] = {
         "schedulefree", "schedulefree", "SGDScheduleFree",
         default=1.0,
         scale="learning rate",
-        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights with BatchNorm's statistics "
-        f"taken anew from {STATISTICS_BATCHES} training batches",
+        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights, BatchNorm's "
+        f"statistics, where there are any, taken anew from {STATISTICS_BATCHES} training batches",
         decay=COUPLED,
         source="https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
         cosine=False,
@@ -102,8 +102,8 @@ PEERS: dict[str, Peer] = {
         "schedulefree", "schedulefree", "AdamWScheduleFree",
         default=0.0025,
         scale="learning rate",
-        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights with BatchNorm's statistics "
-        f"taken anew from {STATISTICS_BATCHES} training batches",
+        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights, BatchNorm's "
+        f"statistics, where there are any, taken anew from {STATISTICS_BATCHES} training batches",
         decay=DECOUPLED,
         source="https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
         family="adam",

@@ -83,8 +83,23 @@ def plain_ticks(axes: Axes) -> None:
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:,.10g}"))
     axes.minorticks_off()
+
+
+LOW_ERROR = 10.0
+"""In %: where errors come below it, as on a task that is nearly solved, their axis is logarithmic."""
+
+
+def error_ticks(axes: Axes, lowest: float) -> None:
+    """The axis of errors, in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    if lowest < LOW_ERROR:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:g}"))
+        axes.minorticks_off()
 
 
 def chance(axes: Axes, study: PeerStudy) -> None:
@@ -98,15 +113,15 @@ def chance_handle(study: PeerStudy) -> Any:
 
 
 def plot_robustness(study: PeerStudy) -> Figure:
-    """Last-epoch test error against the multiple of each method's default scale; crosses above 100 % diverged."""
+    """Last-epoch test error against the multiple of each method's default scale; crosses above the panel diverged."""
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
     figure, grid = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 4.0), sharex=True, sharey=True)
-    lowest, lost_any, most = study.chance, False, 0
+    lowest, most = study.chance, 0
     for axes, family in zip(grid, FAMILIES, strict=True):
         chance(axes, study)
-        height = 102.0
+        lost: dict[str, list[float]] = {}
         for method in shown(study, family):
             look = LOOKS[method.key]
             groups = {scale: study.group(method.key, scale) for scale in study.scales}
@@ -120,27 +135,30 @@ def plot_robustness(study: PeerStudy) -> Figure:
             axes.errorbar(
                 list(errors), means, bars if len(study.seeds) > 1 else None, capsize=2, elinewidth=0.8, **look
             )
-            lost = [scale for scale, group in groups.items() if group.diverged]
-            if lost:
-                axes.plot(
-                    lost, [height] * len(lost), color=look["color"], linestyle="", marker="x", markersize=4
-                )
-                height += 1.6
-                lost_any = True
-        most = max(most, height)
-        axes.set_title(f"{family} and what builds on it")
+            if any(group.diverged for group in groups.values()):
+                lost[look["color"]] = [scale for scale, group in groups.items() if group.diverged]
+        for i, (color, scales) in enumerate(lost.items()):
+            # Above the axis of errors, one line for each that diverged.
+            height = axes.get_xaxis_transform()
+            axes.plot(
+                scales, [1.02 + 0.022 * i] * len(scales), transform=height, clip_on=False, color=color, linestyle="",
+                marker="x", markersize=4,
+            )  # fmt: skip
+        most = max(most, len(lost))
         axes.set_xlabel("scale, in multiples of the method's default")
     axes = grid[0]
     axes.set_xscale("log")
     axes.set_xticks(study.scales, [f"×{scale:g}" for scale in study.scales])
     axes.minorticks_off()
-    for panel in grid:
+    for panel, family in zip(grid, FAMILIES, strict=True):
         panel.tick_params(axis="x", labelsize=6.5)
-    axes.set_ylim(max(0, lowest - 0.08 * (100 - lowest)), most if lost_any else 100)
-    axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 100])
+        panel.set_title(f"{family} and what builds on it", pad=6 + 4 * most)
+    error_ticks(axes, lowest)
+    bottom = 0.8 * lowest if lowest < LOW_ERROR else max(0, lowest - 0.08 * (100 - lowest))
+    axes.set_ylim(bottom, 100)
     axes.set_ylabel("test error after the last epoch, %")
     extra = [chance_handle(study)]
-    if lost_any:
+    if most:
         crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 4}
         extra.append(Line2D([], [], **crosses, label="diverged (some seed)"))
     legends(figure, grid, study, extra=extra)
@@ -155,6 +173,7 @@ def plot_price(study: PeerStudy) -> Figure:
     from matplotlib.lines import Line2D
 
     figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex="row", sharey=True)
+    lowest = study.chance
     for row, (column, label) in zip(
         grid, (("evaluations", "gradient evaluations in all"), ("seconds", "seconds of steps in all" if study.step_seconds else "seconds of training in all")),
         strict=True,
@@ -172,12 +191,14 @@ def plot_price(study: PeerStudy) -> Figure:
                     continue
                 line = {**look, "marker": "", "linewidth": 0.5 * look.get("linewidth", 1.2)}
                 axes.plot([cost * runs for runs, _, _ in points], [error for _, error, _ in points], **line)
+                lowest = min([lowest, *(error for _, error, _ in points)])
                 for runs, error, face in points:
                     dot = {"color": look["color"], "marker": look["marker"], "zorder": 5}
                     axes.plot(cost * runs, error, **dot, markersize=5, markerfacecolor=face)
             axes.set_xlabel(label)
         plain_ticks(row[0])
         row[0].set_ylabel("test error after the last epoch, %")
+    error_ticks(grid[0][0], lowest)
     for axes, family in zip(grid[0], FAMILIES, strict=True):
         axes.set_title(f"{family} and what builds on it")
     dots = {"color": GREY, "linestyle": "", "marker": "o", "markersize": 5}
@@ -195,6 +216,7 @@ def plot_budget(study: PeerStudy) -> Figure:
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True, sharey="row")
+    lowest = study.chance
     for row, outwards, order in zip(
         grid, (False, True), ("scales in random order", "from the default outwards"), strict=True
     ):
@@ -208,10 +230,13 @@ def plot_budget(study: PeerStudy) -> Figure:
                 draws = range(1, len(study.scales) + 1)
                 found = [study.budget(method.key, count, outwards) for count in draws]
                 x, means = [cost * count for count in draws], [spread(values)[0] for values in found]
+                lowest = min([lowest, *means])
                 axes.plot(x, means, **look)
             axes.set_title(f"{family}: {order}")
         row[0].set_ylabel("test error, %")
     plain_ticks(grid[0][0])
+    for row in grid:
+        error_ticks(row[0], lowest)
     for axes in grid[1]:
         axes.set_xlabel("gradient evaluations in all, search included")
     legends(figure, grid[1], study, extra=[chance_handle(study)])

@@ -78,8 +78,9 @@ def test_the_data_set_says_the_model() -> None:
         ({"dataset": "digits", "data_dir": "here"}, "--data-dir here with --dataset digits"),
         ({"dataset": "text", "width_alpha": 30}, "--width-alpha 30: expected a multiple of 4"),
         ({"dataset": "digits", "depth": 0}, "--depth 0"),
-        ({"dataset": "text", "validation": 5_600}, "--validation 5600: expected a whole number from 0 to 5528"),
+        ({"dataset": "text", "validation": 5_625}, "--validation 5625: expected a whole number from 0 to 5624"),
         ({"dataset": "text", "train_images": 5_001, "validation": 625}, "--train-images 5001: expected a whole"),
+        ({"dataset": "digits", "validation": 1_140}, "--validation 1140: expected a multiple of 10 (as many images"),
         ({"dataset": "digits", "train_images": 15}, "--train-images 15: expected a multiple of 10"),
         ({"dataset": "text", "batch_size": 6_000}, "--batch-size 6000: expected at most the 5625 training windows"),
     ],
@@ -168,6 +169,9 @@ def test_digits_are_divided_alike_and_by_class(monkeypatch: pytest.MonkeyPatch) 
 
     assert [len(part) for part in parts_of(replace(DIGITS, validation=300, seed=7))] == [897, 300, 600]
     assert [len(part) for part in parts_of(replace(DIGITS, validation=0))] == [1_197, 600]
+    most = replace(DIGITS, validation=1_130, batch_size=10)
+    most.check()
+    assert [len(part) for part in parts_of(most)] == [67, 1_130, 600]
     few = digits.load(replace(DIGITS, train_images=200, validation=300))
     assert few.train[1].bincount().tolist() == [20] * 10
 

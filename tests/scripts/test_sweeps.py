@@ -128,7 +128,11 @@ def test_presets_are_the_scales_they_are_called() -> None:
 
 def test_quick_is_the_default_and_unknown_names_are_refused() -> None:
     assert listed("table") == listed("table", PRESET="quick")
-    for environment in ({"PRESET": "huge"}, {"DATASET": "imagenet"}):
+    for environment in (
+        {"PRESET": "huge"},
+        {"DATASET": "imagenet"},
+        {"PRESET": "text", "DATASET": "cifar100"},
+    ):
         done = sweep("table", **environment)
         assert done.returncode == 2 and done.stdout == ""
         assert len(done.stderr.splitlines()) == 1 and "expected" in done.stderr
@@ -141,6 +145,8 @@ def test_settings_from_outside() -> None:
     named = config(listed("lr", STUDY="mine", RESULTS="/else where", DATA_DIR="/my data")[0])
     assert named.output is not None and named.output.startswith("/else where/mine/lr/")
     assert named.data_dir == "/my data"
+    without_files = config(listed("peers", PRESET="digits", DATA_DIR="/my data", STUDY="mine")[0])
+    assert without_files.data_dir is None and without_files.output.startswith("results/mine/peers/")
     assert {config(command).seed for command in listed("equal", SEEDS="7 8")} == {7, 8}
     assert {config(command).seed for command in listed("table", SEEDS="7 8")} == {7, 8}
     assert {config(command).seed for command in listed("lr", LR_SEEDS="7")} == {7}
@@ -391,6 +397,7 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
     for c in configs:
         c.check()
         assert c.validation > 0 and c.output is not None
+        assert c.dataset == {"smoke": "synthetic", "text": "text", "digits": "digits"}.get(preset, "cifar100")
         words = re.fullmatch(rf"results/{preset}/peers/(.+)\.x([\d.]+)\.seed{c.seed}\.csv", c.output)
         assert words is not None
         name, multiple = words[1], float(words[2])
@@ -419,6 +426,7 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
         return int(re.search(r"(\d+) missing", done.stdout)[1])
 
     assert missing(PRESET="short") == 3 * 93 + 3 * 21 + 18  # beside peers, over gain, and over the length
+    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 93
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
     assert missing(PRESET="quick") == reproduced + 93
