@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,6 +137,34 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made() -> SimpleNamespace:
     """The writers of made-up runs."""
     return SimpleNamespace(run=write_run, table=write_table, lr=write_lr, peers=write_peers)
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "imported torch"
+"""
+
+
+def _run_without_torch(name: str, results: Path, study: str, out: Path, hash_seed: int = 0) -> str:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "scripts" / f"{name}.py")]
+    options = ["--results", str(results), "--study", study, "--out", str(out)]
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def run_without_torch() -> Callable[..., str]:
+    """Run a script in a process of its own, with another order of hashes, and see that torch stays out; what it
+    prints."""
+    return _run_without_torch
 
 
 @pytest.fixture

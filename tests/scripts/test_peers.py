@@ -18,36 +18,20 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = (0.1, 1.0, 1000.0)
-WITHOUT_TORCH = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
-assert "torch" not in sys.modules, "imported torch"
-"""
-
-
-def run(name: str, results: Path, out: Path) -> str:
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "scripts" / f"{name}.py")]
-    options = ["--results", str(results), "--study", "s", "--out", str(out)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def study(made: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def study(
+    made: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory, run_without_torch: Any
+) -> SimpleNamespace:
     """Two seeds, three scales, SGD diverged from the largest, Prodigy's run of one seed missing; tables and figures."""
     results, out = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("figures")
     made.peers(results / "s" / "peers", (42, 43), SCALES)
     for suffix in ("csv", "json"):
         (results / "s" / "peers" / f"prodigy.x0.1.seed43.{suffix}").unlink()
     made.run(results / "s" / "peers" / "stray.csv", seed=42, lr=0.1, nesterov=True, acme=True, validation=500)
-    printed = run("make_peer_tables", results, out)
-    run("plot_peers", results, out)
+    printed = run_without_torch("make_peer_tables", results, "s", out)
+    run_without_torch("plot_peers", results, "s", out)
     return SimpleNamespace(results=results, out=out / "s", printed=printed)
 
 
@@ -181,7 +165,7 @@ def test_styles_tell_the_methods_of_a_family_apart(script: Any) -> None:
 
 
 def test_seconds_are_the_benchmarks_where_it_has_measured(
-    made: SimpleNamespace, script: Any, tmp_path: Path
+    made: SimpleNamespace, script: Any, tmp_path: Path, run_without_torch: Any
 ) -> None:
     made.peers(tmp_path / "s" / "peers", (42,), SCALES)
     load = script("peer_study").load_peers
@@ -195,7 +179,9 @@ def test_seconds_are_the_benchmarks_where_it_has_measured(
     assert study.cost("dog", "seconds") == pytest.approx(40 * 0.05)
     assert study.cost("sgd-acme-half", "seconds") == pytest.approx(20 * 0.04)
     assert study.cost("prodigy", "seconds") is None
-    assert "what one takes in benchmarks/peers.py" in run("make_peer_tables", tmp_path, tmp_path)
+    assert "what one takes in benchmarks/peers.py" in run_without_torch(
+        "make_peer_tables", tmp_path, "s", tmp_path
+    )
 
 
 TEXT = {"dataset": "text", "model": "transformer", "depth": 2, "width_alpha": 64}
@@ -207,13 +193,15 @@ def say(folder: Path, names: str, **entries: object) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-def test_a_study_of_another_task_says_which(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+def test_a_study_of_another_task_says_which(
+    made: SimpleNamespace, script: Any, tmp_path: Path, run_without_torch: Any
+) -> None:
     folder = tmp_path / "s" / "peers"
     made.peers(folder, (42, 43), SCALES, **TEXT)
     say(folder, "*.json", text_sha256="abc", chance=0.882025)
     say(folder, "adamw.x1.seed43.json", text_sha256="def")
-    printed = run("make_peer_tables", tmp_path, tmp_path)
-    run("plot_peers", tmp_path, tmp_path)
+    printed = run_without_torch("make_peer_tables", tmp_path, "s", tmp_path)
+    run_without_torch("plot_peers", tmp_path, "s", tmp_path)
     assert "adamw.x1.seed43.csv is left out: text_sha256 is def, most have abc." in printed
     for name in ("peers", "peers_equal", "peers_budget"):
         page = (tmp_path / "s" / f"{name}.md").read_text()

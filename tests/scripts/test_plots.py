@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,31 +18,12 @@ CURVES = [
 ]
 ROBUSTNESS = ["robustness_error", "robustness_step_size"]
 
-RUN = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
-assert "torch" not in sys.modules, "imported torch"
-"""
-
-
-def run(name: str, results: Path, out: Path, hash_seed: int) -> None:
-    """Run a script in a process of its own, with another order of hashes, and see that torch stays out."""
-    command = [sys.executable, "-c", RUN, str(ROOT / "scripts" / f"{name}.py")]
-    options = ["--results", str(results), "--study", "three", "--out", str(out)]
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-    subprocess.run([*command, *options], env=environment, check=True, capture_output=True)
-
 
 @pytest.fixture(scope="module")
-def figures(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def figures(results: Path, tmp_path_factory: pytest.TempPathFactory, run_without_torch: Any) -> Path:
     out = tmp_path_factory.mktemp("figures")
     for name in ("plot_curves", "plot_robustness"):
-        run(name, results, out, hash_seed=1)
+        run_without_torch(name, results, "three", out, hash_seed=1)
     return out / "three"
 
 
@@ -63,8 +41,10 @@ def test_all_figures_are_there(figures: Path) -> None:
             assert int.from_bytes(content[16:20], "big") == 1400  # 7 inches at 200 dots
 
 
-def test_same_bytes_from_the_same_csvs(results: Path, figures: Path, script: Any, tmp_path: Path) -> None:
-    run("plot_robustness", results, tmp_path, hash_seed=2)
+def test_same_bytes_from_the_same_csvs(
+    results: Path, figures: Path, script: Any, tmp_path: Path, run_without_torch: Any
+) -> None:
+    run_without_torch("plot_robustness", results, "three", tmp_path, hash_seed=2)
     study, curves = script("study"), script("plot_curves")
     study.style()
     runs = study.load_table(results, "three")
@@ -76,8 +56,8 @@ def test_same_bytes_from_the_same_csvs(results: Path, figures: Path, script: Any
         assert path.read_bytes() == (figures / path.name).read_bytes(), path.name
 
 
-def test_tables_do_not_import_torch(results: Path, tmp_path: Path) -> None:
-    run("make_tables", results, tmp_path, hash_seed=0)
+def test_tables_do_not_import_torch(results: Path, tmp_path: Path, run_without_torch: Any) -> None:
+    run_without_torch("make_tables", results, "three", tmp_path, hash_seed=0)
 
 
 def frames(folder: Path, pattern: str) -> list[pd.DataFrame]:
