@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does the best gain depend on the length of the training? SGD from three learning rates and ACME with rare
-# look-aheads at three gains, for 4, 16 and 60 epochs of the same 11 200 images.
+# Does the best gain depend on the length of the training? SGD from two learning rates and ACME with rare look-aheads at
+# two gains, for 4, 16 and 60 epochs of the same 11 200 images.
 #
 #   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_length.sh [--slurm]
 #
@@ -10,10 +10,10 @@
 OPTIONS+=(--train-images 11200)
 for seed in $SEEDS; do
     for epochs in 4 16 60; do
-        for lr in 3 10 1; do
+        for lr in 3 10; do
             run "length/sgd.lr$lr.epochs$epochs.seed$seed" --seed "$seed" --epochs $epochs --lr $lr
         done
-        for gain in 2 1 3; do
+        for gain in 2 1; do
             run "length/sgd-acme.gain$gain.epochs$epochs.seed$seed" --seed "$seed" --epochs $epochs --lr 0.1 --acme \
                 --gain $gain --adapt-every 10 --search-steps 20
         done
