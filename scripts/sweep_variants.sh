@@ -10,7 +10,7 @@
 OPTIONS+=(--validation "$PEER_VALIDATION" --lr 0.1 --acme --gain 2 --adapt-every 10 --search-steps 20)
 for seed in $PEER_SEEDS; do
     run "peers/sgd-acme-rare.x1.seed$seed" --seed "$seed" # as in sweep_peers.sh
-    for variant in steady averaged unlimited; do
+    for variant in steady averaged unlimited other_batch; do
         run "variants/$variant.seed$seed" --seed "$seed" --acme-script research.$variant
     done
 done
