@@ -228,9 +228,10 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
 def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int = 0) -> tuple[float, bool]:
     """The step size to try next, from what a step of `alpha` told, while nothing moves (`search_steps`).
 
-    Tenfold where the slope at the look-ahead is still more than half of that at the start and the loss is not
-    higher, else where the slopes' secant or `adapt` puts the minimum, but at least a tenth; a tenth where
-    the look-ahead is not finite. If the direction is not downhill at the start, the batch says nothing: `alpha`.
+    Looks for the shortest step that halves the slope. A step is too short where the slope at its end is still more
+    than half of that at the start and the loss not higher: then ten times as long. Else it is long enough: then a tenth,
+    for there may be a shorter one. Between a step that is too short and one ten times as long, the search is over. If
+    the direction is not downhill at the start, the batch says nothing: `alpha`, as it is.
 
     Args:
         l0, l1: losses at the start, finite, and at the look-ahead point.
@@ -239,8 +240,8 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
         latest: 1 if the search has made the step size larger, -1 if smaller, 0 if neither.
 
     Returns:
-        The next step size, and whether the search is over: the minimum is within half and double `alpha`, or
-        lies between this step size and the one before.
+        The next step size, and whether the search is over. If so, it is where the slopes' secant or `adapt` puts the
+        minimum, between the two step sizes.
     """
     if not (math.isfinite(l1) and math.isfinite(p0) and math.isfinite(p1)):
         return alpha / SEARCH_FACTOR, False
@@ -248,13 +249,13 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
         return alpha, False
     target, _, decision = adapt(l0, l1, p0, p1, alpha, 0.0)
     if decision in (Decision.UNCLEAR, Decision.GROW):
-        target = alpha * (p0 / (p0 - p1)) if p1 <= p0 / 2 else SEARCH_FACTOR * alpha
-    over = alpha / 2 <= target <= 2 * alpha
-    if not over and latest and (target > alpha) != (latest > 0):
-        over = True
-        # Between the two step sizes: where they are a factor apart, at most half of the way, in magnitude.
-        target = min(target, math.sqrt(SEARCH_FACTOR) * alpha)
-    return min(max(target, alpha / SEARCH_FACTOR), sys.float_info.max), over
+        target = alpha * (p0 / (p0 - p1)) if p1 < p0 else math.inf
+        if p1 > p0 / 2:  # too short
+            longest = min(SEARCH_FACTOR * alpha, sys.float_info.max)
+            return (min(target, longest), True) if latest < 0 else (longest, False)
+    if latest > 0:
+        return min(max(target, alpha / SEARCH_FACTOR), alpha), True
+    return alpha / SEARCH_FACTOR, False
 
 
 def _rise(l0: float, l1: float, alpha: float, slope: float) -> float:

@@ -42,16 +42,15 @@ def plain_search(l0: float, l1: float, p0: float, p1: float, latest: int):
     if p0 <= 0:
         return 1.0, False
     clear = abs(l0 - l1) > max(l0, l1) / 10**4
-    if clear and (l1 > l0 or p1 < 0):
-        factor = plain_adapt(l0, l1, p0, p1, 1.0, 0.0)[0]
-    elif p1 > p0 / 2:
-        factor = 10.0
-    else:
-        factor = p0 / (p0 - p1)
-    turned = latest == 1 and factor < 1 or latest == -1 and factor > 1
-    if turned and not 0.5 <= factor <= 2:
-        factor = min(factor, 10**0.5)
-    return max(factor, 0.1), turned or 0.5 <= factor <= 2
+    if p1 > p0 / 2 and not (clear and l1 > l0):  # too short
+        if latest != -1:
+            return 10.0, False
+        return (min(p0 / (p0 - p1), 10.0) if p1 < p0 else 10.0), True
+    if latest != 1:
+        return 0.1, False
+    by_cubic = clear and (l1 > l0 or p1 < 0)
+    factor = plain_adapt(l0, l1, p0, p1, 1.0, 0.0)[0] if by_cubic else p0 / (p0 - p1)
+    return min(max(factor, 0.1), 1.0), True
 
 
 class Oracle:

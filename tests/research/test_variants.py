@@ -25,7 +25,8 @@ def trained(make: Any, data: list, steps: int = 40, **options: Any) -> tuple[tor
 
 
 def same(one: tuple, other: tuple) -> None:
-    torch.testing.assert_close(one[0], other[0], rtol=1e-9, atol=1e-12)
+    # A bias in front of BatchNorm has a gradient of rounding only, which Adam divides by ε.
+    torch.testing.assert_close(one[0], other[0], rtol=1e-9, atol=1e-8)
     assert one[1] == other[1]
     assert one[2] == pytest.approx(other[2], rel=1e-9)
 
