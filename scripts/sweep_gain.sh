@@ -22,10 +22,9 @@ for seed in $PEER_SEEDS; do
         run "gain/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
     done
     for lr in 0.1 100 0.0001; do
-        acme sgd 2 10 20 $lr
         acme sgd 3 10 20 $lr
     done
-    for gain in 2 1 4; do
+    for gain in 1 4; do # 2: in sweep_peers.sh
         acme adam $gain 10 20 0.001
     done
     for lr in 0.1 10 0.001 100 0.0001; do

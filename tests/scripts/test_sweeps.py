@@ -425,7 +425,7 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
         )  # fmt: skip
         return int(re.search(r"(\d+) missing", done.stdout)[1])
 
-    assert missing(PRESET="short") == 3 * 93 + 3 * 21 + 12  # beside peers, over gain, and over the length
+    assert missing(PRESET="short") == 3 * 93 + 3 * 17 + 12  # beside peers, over gain, and over the length
     assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 93
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
