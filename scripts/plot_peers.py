@@ -141,7 +141,7 @@ def plot_robustness(study: PeerStudy) -> Figure:
             # Above the axis of errors, one line for each that diverged.
             height = axes.get_xaxis_transform()
             axes.plot(
-                scales, [1.02 + 0.022 * i] * len(scales), transform=height, clip_on=False, color=color, linestyle="",
+                scales, [1.02 + 0.03 * i] * len(scales), transform=height, clip_on=False, color=color, linestyle="",
                 marker="x", markersize=4,
             )  # fmt: skip
         most = max(most, len(lost))
@@ -152,7 +152,7 @@ def plot_robustness(study: PeerStudy) -> Figure:
     axes.minorticks_off()
     for panel, family in zip(grid, FAMILIES, strict=True):
         panel.tick_params(axis="x", labelsize=6.5)
-        panel.set_title(f"{family} and what builds on it", pad=6 + 4 * most)
+        panel.set_title(f"{family} and what builds on it", pad=6 + 5.5 * most)
     error_ticks(axes, lowest)
     bottom = 0.8 * lowest if lowest < LOW_ERROR else max(0, lowest - 0.08 * (100 - lowest))
     axes.set_ylim(bottom, 100)
