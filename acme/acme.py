@@ -228,10 +228,10 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
 def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int = 0) -> tuple[float, bool]:
     """The step size to try next, from what a step of `alpha` told, while nothing moves (`search_steps`).
 
-    Looks for the shortest step that halves the slope. A step is too short where the slope at its end is still more
-    than half of that at the start and the loss not higher: then ten times as long. Else it is long enough: then a tenth,
-    for there may be a shorter one. Between a step that is too short and one ten times as long, the search is over. If
-    the direction is not downhill at the start, the batch says nothing: `alpha`, as it is.
+    Looks for a step that is shorter than it might be, but not by much more than a tenth: the slope at its end is still
+    more than half of that at the start and the loss not higher, and ten times as long a step would be too long in that
+    sense. From there the step size grows by itself, as far as the training bears. If the direction is not downhill at
+    the start, the batch says nothing: `alpha`, as it is.
 
     Args:
         l0, l1: losses at the start, finite, and at the look-ahead point.
@@ -240,22 +240,16 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
         latest: 1 if the search has made the step size larger, -1 if smaller, 0 if neither.
 
     Returns:
-        The next step size, and whether the search is over. If so, it is where the slopes' secant or `adapt` puts the
-        minimum, between the two step sizes.
+        The next step size, and whether the search is over. The weights move only in a step that ends it at its `alpha`.
     """
     if not (math.isfinite(l1) and math.isfinite(p0) and math.isfinite(p1)):
         return alpha / SEARCH_FACTOR, False
     if p0 <= 0:
         return alpha, False
-    target, _, decision = adapt(l0, l1, p0, p1, alpha, 0.0)
-    if decision in (Decision.UNCLEAR, Decision.GROW):
-        target = alpha * (p0 / (p0 - p1)) if p1 < p0 else math.inf
-        if p1 > p0 / 2:  # too short
-            longest = min(SEARCH_FACTOR * alpha, sys.float_info.max)
-            return (min(target, longest), True) if latest < 0 else (longest, False)
-    if latest > 0:
-        return min(max(target, alpha / SEARCH_FACTOR), alpha), True
-    return alpha / SEARCH_FACTOR, False
+    higher = l1 > l0 and l1 - l0 > max(l0, l1) * CLEAR_DIFFERENCE
+    if p1 > p0 / 2 and not higher:
+        return (alpha, True) if latest < 0 else (min(SEARCH_FACTOR * alpha, sys.float_info.max), False)
+    return alpha / SEARCH_FACTOR, latest > 0
 
 
 def _rise(l0: float, l1: float, alpha: float, slope: float) -> float:
@@ -964,15 +958,16 @@ class Acme(Optimizer):
             return
 
         target, step, decision = adapt(l0, l1, p0, p1, alpha, memory)
-        over = True
+        over = moves = True
         if searching:
             target, over = search(l0, l1, p0, p1, alpha, options["search_latest"])
+            moves = over and target == alpha
         worse = l1 > l0
         clip1 = float(_clip(reading.totals, max_norm))
         factor1 = clip1 * float(_limit(trial.plan, reading.totals, clip1))
         clip = float(_clip(start.totals, max_norm)) if worse else clip1
-        length = (step if worse else alpha) if over else 0.0
-        used = l1 < l0 and over  # the second gradient is
+        length = (step if worse else alpha) if moves else 0.0
+        used = l1 < l0 and moves  # the second gradient is
         if not (leapt and used and factor1 == 1):
             for bucket, gain in zip(buckets, gains, strict=True):
                 bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if used else None)

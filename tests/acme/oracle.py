@@ -43,14 +43,8 @@ def plain_search(l0: float, l1: float, p0: float, p1: float, latest: int):
         return 1.0, False
     clear = abs(l0 - l1) > max(l0, l1) / 10**4
     if p1 > p0 / 2 and not (clear and l1 > l0):  # too short
-        if latest != -1:
-            return 10.0, False
-        return (min(p0 / (p0 - p1), 10.0) if p1 < p0 else 10.0), True
-    if latest != 1:
-        return 0.1, False
-    by_cubic = clear and (l1 > l0 or p1 < 0)
-    factor = plain_adapt(l0, l1, p0, p1, 1.0, 0.0)[0] if by_cubic else p0 / (p0 - p1)
-    return min(max(factor, 0.1), 1.0), True
+        return (1.0, True) if latest == -1 else (10.0, False)
+    return 0.1, latest == 1
 
 
 class Oracle:
@@ -145,7 +139,7 @@ class Oracle:
             factor, over = plain_search(l0, l1, p0, p1, self.search_latest)
             self.search_left = 0 if over else self.search_left - 1
             self.search_latest = 1 if factor > 1 else -1 if factor < 1 else self.search_latest
-            if not over:
+            if not (over and factor == 1):
                 self.alpha, self.applied, self.since = self.alpha * factor, 0.0, 0
                 self.t += 1
                 self.done += 1

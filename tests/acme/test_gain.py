@@ -138,17 +138,15 @@ def test_a_search_is_bounded_and_scale_free(l0, l1, p0, p1, alpha, latest, scale
         higher = l1 > l0 and abs(l0 - l1) > 1e-4 * max(l0, l1)
         longer = p1 > p0 / 2 and not higher
         assert over == (latest == (-1 if longer else 1))
-        if over:  # between the two step sizes
-            assert alpha <= target <= 10 * alpha if longer else alpha / 10 <= target <= alpha
-        else:
-            assert target == pytest.approx(alpha * (10 if longer else 0.1))
+        # Once it is over, the one of the two step sizes that is too short.
+        assert target == pytest.approx(alpha * ((1 if over else 10) if longer else 0.1))
     stretched = search(l0, l1, p0 / scale, p1 / scale, alpha * scale, latest)
     assert stretched == (pytest.approx(target * scale, rel=1e-9), over)
 
 
 @pytest.mark.parametrize("mode", ACME_MODES)
 def test_a_search_moves_nothing_and_starts_alike_from_twelve_decades(mode) -> None:
-    """Both ends differ by 10¹²; the step sizes that are found, by less than the tenfold of one look-ahead."""
+    """Both ends differ by 10¹²; the step sizes that are found, by at most the tenfold of one look-ahead."""
     found = []
     for lr in (1e-6, 1e-3, 1.0, 1e3, 1e6):
         model, data = net(), batches()
@@ -167,7 +165,7 @@ def test_a_search_moves_nothing_and_starts_alike_from_twelve_decades(mode) -> No
             assert optimizer.report.evaluations == 2 + mode["asam"]
         assert group["search_left"] == 0 and steps <= 12
         found.append(group["step_size"])
-    assert max(found) < 10 * min(found)
+    assert max(found) <= 10 * min(found) * (1 + 1e-9)
 
 
 def test_a_search_ends_at_its_last_step() -> None:
