@@ -7,11 +7,17 @@
 # See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit
 
-OPTIONS+=(--validation "$PEER_VALIDATION" --lr 0.1 --acme --gain 2 --adapt-every 10 --search-steps 20)
+OPTIONS+=(--validation "$PEER_VALIDATION" --acme --gain 2 --adapt-every 10 --search-steps 20)
 for seed in $PEER_SEEDS; do
-    run "peers/sgd-acme-rare.x1.seed$seed" --seed "$seed" # as in sweep_peers.sh
-    for variant in steady averaged unlimited other_batch; do
-        run "variants/$variant.seed$seed" --seed "$seed" --acme-script research.$variant
+    for base in sgd adam; do
+        case $base in
+        sgd) start=(--lr 0.1) ;;
+        adam) start=(--lr 0.001 --adam) ;;
+        esac
+        run "peers/$base-acme-rare.x1.seed$seed" --seed "$seed" "${start[@]}" # as in sweep_peers.sh
+        for variant in steady averaged unlimited other_batch; do
+            run "variants/$base-$variant.seed$seed" --seed "$seed" "${start[@]}" --acme-script research.$variant
+        done
     done
 done
 report
