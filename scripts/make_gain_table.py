@@ -2,7 +2,7 @@
 """The tables of `gain`, `adapt_every` and `search_steps`: what each costs in gradient evaluations, and the test error
 it ends with.
 
-Writes gain (one length of training) and length (several), .md, .tex and .csv, to OUT/STUDY, as far as there are runs of
+Writes gain (one length of training), length (several) and variants (research/), .md, .tex and .csv, to OUT/STUDY, as far as there are runs of
 them, and prints them.
 """
 
@@ -16,18 +16,19 @@ from study import Group, UsageError, caption_of, command_line, load_folder
 
 from icassp25.config import RunConfig
 
-VARIED = frozenset({"gain", "adapt_every", "search_steps", "epochs"})
+VARIED = frozenset({"gain", "adapt_every", "search_steps", "epochs", "acme_script"})
 FOLDERS = {
     "gain": "ACME with a factor on its steps (gain), looking ahead rarely (adapt_every) and with a search for the start "
     "(search_steps)",
     "length": "The same options in trainings of several lengths",
+    "variants": "Variants of ACME that were tried (research/)",
 }
 
 
 def key(config: RunConfig) -> tuple[object, ...]:
     """What makes a row, in the order of the rows: epochs, the optimizer and its base, its options, its start."""
     options = config.gain, config.adapt_every, config.search_steps
-    return config.epochs, config.acme, config.adam, *options, config.lr
+    return config.epochs, config.acme, config.adam, *options, config.lr, config.acme_script
 
 
 def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
@@ -35,8 +36,10 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
-        epochs, acme, adam, gain, every, search, lr = one
+        epochs, acme, adam, gain, every, search, lr, script = one
         title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme)
+        if script != RunConfig.acme_script:
+            title += f", {str(script).rpartition('.')[2]}"
         evaluations, step_size = group.mean_last("evaluations"), group.mean_last("step_size")
         cells.append(
             [
@@ -91,7 +94,7 @@ def work(results: Path, name: str, out: Path) -> None:
     there = [folder for folder in FOLDERS if (results / name / folder).is_dir()]
     if not there:
         raise UsageError(
-            f"{results / name} holds neither gain/ nor length/; scripts/sweep_gain.sh makes the first."
+            f"{results / name} holds none of {', '.join(FOLDERS)}; scripts/sweep_gain.sh makes the first."
         )
     write_tables([(gain_table(results, name, folder), []) for folder in there], name, out)
 

@@ -13,7 +13,7 @@ peers=0
 gain=0
 others=1
 if [ -d "$folder/peers" ]; then peers=1; fi
-if [ -d "$folder/gain" ] || [ -d "$folder/length" ]; then gain=1; fi
+if [ -d "$folder/gain" ] || [ -d "$folder/length" ] || [ -d "$folder/variants" ]; then gain=1; fi
 if [ $((peers + gain)) != 0 ] && [ ! -d "$folder/table" ] && [ ! -d "$folder/lr" ]; then others=0; fi
 case ${1:-} in
 tables)

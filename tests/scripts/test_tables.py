@@ -493,6 +493,11 @@ def test_the_table_over_gain(made: SimpleNamespace, tmp_path: Path) -> None:
     last = [pd.read_csv(path).iloc[-1] for path in sorted(folder.glob("sgd-acme.gain3*.csv"))]
     assert table.error_mean[2] == pytest.approx(100 * sum(row.test_error for row in last) / 2)
     assert table.evaluations[2] == last[0].evaluations
+    made.run(tmp_path / "results" / "s" / "variants" / "a.csv", acme=True, acme_script="research.steady")
+    subprocess.run([*command, *folders], capture_output=True, text=True, check=True)
+    assert pd.read_csv(tmp_path / "figures" / "s" / "variants.csv").optimizer.tolist() == [
+        "SGD + ACME, steady"
+    ]
     lengths = pd.read_csv(tmp_path / "figures" / "s" / "length.csv")
     assert list(zip(lengths.epochs, lengths.gain, strict=True)) == [(2, 1), (2, 3), (4, 1), (4, 3)]
     assert {"gain.md", "length.md"} <= {path.name for path in (tmp_path / "figures" / "s").iterdir()}
