@@ -33,6 +33,7 @@ def key(config: RunConfig) -> tuple[object, ...]:
 
 def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
     runs, left_out = load_folder(results / name / folder, VARIED)
+    beside = any(not run.config.acme for run in runs)
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
@@ -82,9 +83,9 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
             Column("Seeds"),
         ],
         cells,
-        f"{FOLDERS[folder]}, beside SGD with a cosine: gradient "
-        "evaluations of a run, the step size at its end and the test error after the last epoch. The start is the initial "
-        f"step size; SGD's learning rates are not chosen by anything here. {caption_of(runs)}.",
+        f"{FOLDERS[folder]}{', beside SGD with a cosine' * beside}: gradient evaluations of a run, the step size at its end "
+        "and the test error after the last epoch. The start is the initial step size"
+        f"{'; the learning rates of SGD are not chosen by anything here' * beside}. {caption_of(runs)}.",
         left_out,
         numbers,
     )
