@@ -2520,6 +2520,16 @@ def _number(options: dict[str, Any], name: str, upper: float = math.inf) -> floa
     return _in_range(name, float(value), upper)
 
 
+def _whole(options: dict[str, Any], name: str, least: int, meaning: str) -> int:
+    """A whole number of at least `least`, for which `meaning` says what that is."""
+    value = options[name]
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"Invalid {name}: {value!r} (expected a whole number)")
+    if value < least:
+        raise ValueError(f"Invalid {name}: {value} (expected at least {least}; {meaning})")
+    return int(value)
+
+
 def _in_range(name: str, value: float, upper: float) -> float:
     if not 0 <= value < upper:
         expected = "a finite number of at least 0" if upper == math.inf else f"a number in [0, {upper:g})"
@@ -2572,18 +2582,8 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     checked["gain"] = _number(options, "gain")
     if checked["gain"] == 0:
         raise ValueError(f"Invalid gain: {options['gain']} (expected a positive number; 1 for none)")
-    every = options["adapt_every"]
-    if isinstance(every, bool) or not isinstance(every, Integral):
-        raise TypeError(f"Invalid adapt_every: {every!r} (expected a whole number)")
-    if every < 1:
-        raise ValueError(f"Invalid adapt_every: {every} (expected at least 1; 1 to look ahead in every step)")
-    checked["adapt_every"] = int(every)
-    steps = options["search_steps"]
-    if isinstance(steps, bool) or not isinstance(steps, Integral):
-        raise TypeError(f"Invalid search_steps: {steps!r} (expected a whole number)")
-    if steps < 0:
-        raise ValueError(f"Invalid search_steps: {steps} (expected at least 0; 0 for no search)")
-    checked["search_steps"] = int(steps)
+    checked["adapt_every"] = _whole(options, "adapt_every", 1, "1 to look ahead in every step")
+    checked["search_steps"] = _whole(options, "search_steps", 0, "0 for no search")
     for name, without in (("gain", 1.0), ("adapt_every", 1), ("search_steps", 0)):
         if checked[name] != without and not checked["acme"]:
             raise ValueError(f"Invalid {name}: {options[name]} (expected {without:g} without acme=True)")
