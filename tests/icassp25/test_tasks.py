@@ -6,7 +6,6 @@ import collections
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,12 +28,7 @@ DIGITS = replace(
 BOTH = pytest.mark.parametrize("config", [TEXT, DIGITS], ids=["text", "digits"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
