@@ -228,9 +228,8 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
 def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int = 0) -> tuple[float, bool]:
     """The step size to try next, from what a step of `alpha` told, while nothing moves (`search_steps`).
 
-    Looks for a step that is shorter than it might be, but not by much more than a tenth: the slope at its end is still
-    more than half of that at the start and the loss not higher, and ten times as long a step would be too long in that
-    sense. From there the step size grows by itself, as far as the training bears. If the direction is not downhill at
+    A step is too short where the slope at its end is still more than half of that at the start and the loss not higher,
+    else too long. The search ends at a step size that is too short where ten times as much is too long. From there the step size grows by itself, as far as the training bears. If the direction is not downhill at
     the start, the batch says nothing: `alpha`, as it is.
 
     Args:
@@ -319,9 +318,9 @@ class Acme(Optimizer):
             halves while it moves. One look-ahead after i steps counts as i of them would: the step size's memory
             is β1^i, within half and double. 1 is the published algorithm. Not published.
         search_steps: at most so many first steps only look ahead, to find the step size from which to start: the
-            weights stay, and each look-ahead may change the step size tenfold (see `search`). Ends as soon as the
-            step size is right within a factor of 2, usually after a few. 0 is the published algorithm. Not
-            published.
+            weights stay, and each look-ahead changes the step size tenfold (see `search`). Ends, usually after a
+            few, at a step size that is too short where ten times as much is too long. 0 is the published algorithm.
+            Not published.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.

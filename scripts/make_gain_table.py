@@ -2,8 +2,8 @@
 """The tables of `gain`, `adapt_every` and `search_steps`: what each costs in gradient evaluations, and the test error
 it ends with.
 
-Writes gain (one length of training), length (several) and variants (research/), .md, .tex and .csv, to OUT/STUDY, as far as there are runs of
-them, and prints them.
+Writes gain (one length of training), length (several) and variants (research/), .md, .tex and .csv, to OUT/STUDY, as
+far as there are runs of them, and prints them.
 """
 
 from __future__ import annotations

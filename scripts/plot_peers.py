@@ -174,10 +174,10 @@ def plot_price(study: PeerStudy) -> Figure:
 
     figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex="row", sharey=True)
     lowest = study.chance
+    seconds = f"seconds of {'steps' if study.step_seconds else 'training'} in all"
     for row, (column, label) in zip(
-        grid, (("evaluations", "gradient evaluations in all"), ("seconds", "seconds of steps in all" if study.step_seconds else "seconds of training in all")),
-        strict=True,
-    ):  # fmt: skip
+        grid, (("evaluations", "gradient evaluations in all"), ("seconds", seconds)), strict=True
+    ):
         for axes, family in zip(row, FAMILIES, strict=True):
             for method in shown(study, family):
                 look, cost = LOOKS[method.key], study.cost(method.key, column)
