@@ -37,7 +37,6 @@ class Method:
     how: str
     source: str
     acme: bool = False
-    rare: bool = False  #: with RARE instead of as published
     half: bool = False
 
 
@@ -74,7 +73,6 @@ def _acme_methods() -> list[Method]:
             how,
             "this repository",
             acme=True,
-            rare=suffix == "-rare",
             half=suffix == "-half",
         )
         for suffix, words, how in ways
@@ -129,9 +127,7 @@ class PeerStudy:
     left_out: list[str]
     chance: float  #: test error, in %, of guessing
     model: str
-    step_seconds: dict[
-        str, float
-    ]  #: by method, of benchmarks/peers.py; empty if it has not measured this study
+    step_seconds: dict[str, float]  #: by method, of benchmarks/peers.py; empty if not measured
 
     @property
     def methods(self) -> list[Method]:
@@ -174,10 +170,11 @@ class PeerStudy:
 
     def tuned(self, key: str) -> tuple[Group, float | None]:
         """The runs from the scale of lowest validation error with the first seed that has all, and that scale."""
-        for search in self.searches(key).values():
-            best = min(range(len(search.scales)), key=lambda i: search.validation[i])
-            return self.group(key, search.scales[best]), search.scales[best]
-        return Group(), None
+        search = next(iter(self.searches(key).values()), None)
+        if search is None:
+            return Group(), None
+        best = min(range(len(search.scales)), key=lambda i: search.validation[i])
+        return self.group(key, search.scales[best]), search.scales[best]
 
     def cost(self, key: str, column: str = "evaluations") -> float | None:
         """What a run takes: the mean of the last `column` over the runs that did not diverge.
