@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,23 @@ def shown(study: PeerStudy, family: str) -> list[Method]:
     return [method for method in study.methods if method.family == family and not method.half]
 
 
-def legends(figure: Figure, grid: Any, study: PeerStudy, extra: list[Any]) -> None:
-    """One legend a family, under its column, and one line for what all panels share."""
+def searched(study: PeerStudy, family: str) -> list[Method]:
+    """Those of `shown` of which some seed has every scale."""
+    return [method for method in shown(study, family) if study.searches(method.key)]
+
+
+def legends(
+    figure: Figure,
+    grid: Any,
+    study: PeerStudy,
+    extra: list[Any],
+    drawn: Callable[[PeerStudy, str], list[Method]] = shown,
+) -> None:
+    """One legend a family of those `drawn`, under its column, and one line for what all panels share."""
     from matplotlib.lines import Line2D
 
     for axes, family in zip(grid, FAMILIES, strict=True):
-        methods = shown(study, family)
+        methods = drawn(study, family)
         handles = [Line2D([], [], label=method.title, **LOOKS[method.key]) for method in methods]
         axes.legend(
             handles=handles,
@@ -223,9 +235,9 @@ def plot_budget(study: PeerStudy) -> Figure:
         for axes, family in zip(row, FAMILIES, strict=True):
             if not outwards:
                 chance(axes, study)
-            for method in shown(study, family):
+            for method in searched(study, family):
                 look, cost = LOOKS[method.key], study.cost(method.key)
-                if cost is None or not study.searches(method.key):
+                if cost is None:
                     continue
                 draws = range(1, len(study.scales) + 1)
                 found = [study.budget(method.key, count, outwards) for count in draws]
@@ -239,7 +251,7 @@ def plot_budget(study: PeerStudy) -> Figure:
         error_ticks(row[0], lowest)
     for axes in grid[1]:
         axes.set_xlabel("gradient evaluations in all, search included")
-    legends(figure, grid[1], study, extra=[chance_handle(study)])
+    legends(figure, grid[1], study, extra=[chance_handle(study)], drawn=searched)
     title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.whole_caption)
     return figure
 
