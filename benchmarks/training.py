@@ -12,6 +12,7 @@ the optimizers of one evaluation a step; `first_epoch_s`, compilation included; 
 images, from which the compiled run is the faster one, compilation included; `recompiled`, graphs compiled after the
 first epoch. On CUDA also `busy`, the fraction of the time in which a kernel runs, and `matrix`, the arithmetic of
 the convolutions and products as a fraction of the rate of a large bfloat16 matrix product on the same device.
+A device that has no bfloat16 and would emulate it is measured in float32 alone.
 The images are made up (`--dataset synthetic`'s): their number and size matter, not what they show.
 """
 
@@ -189,12 +190,14 @@ def measure(
     plain: dict[str, float] = {}
     usual_times: list[float] = []
     ways = [("bfloat16", False), ("bfloat16", True)]
-    if device.type == "cpu":
+    if train.emulates_bfloat16(device):
+        ways = [("float32", False), ("float32", True)]
+    elif device.type == "cpu":
         ways.insert(0, ("float32", False))
     for precision, compiled in ways:
         torch.compiler.reset()
         for name, switches in OPTIMIZERS.items():
-            if precision == "float32" and name == "all four":
+            if precision != ways[-1][0] and name == "all four":
                 continue  # minutes, for what bfloat16 tells as well
             epochs = Epochs(replace(base, precision=precision, compile=compiled, **switches), loaded, device)
             before = graphs()
@@ -226,7 +229,7 @@ def measure(
                 row["pays_after_epochs"] = (first - seconds) / saved if saved > 0 else None
                 row["recompiled"] = graphs() - after
                 row["graphs"] = after - before
-            elif precision == "bfloat16":
+            else:
                 plain[name] = seconds
             if device.type == "cuda":
                 row["busy"], operations = busy_and_flops(epochs)

@@ -487,6 +487,18 @@ def device_name(device: torch.device) -> str:
     return f"CPU: {name}, {torch.get_num_threads()} threads"
 
 
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether the device has no bfloat16 arithmetic for convolutions, so that float32 is several times as fast.
+
+    On the CPU oneDNN has it from AVX-512 on (and on Arm with BF16); torch's own convolutions take its place elsewhere.
+    """
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _commit() -> str | None:
     """The commit of the code that runs, with a mark if the working tree differs from it."""
     root = Path(__file__).resolve().parents[1]
@@ -507,6 +519,8 @@ def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
         f"{config.dataset}, {config.available_images:,} {config.about.unit}, {config.epochs} epochs of "
         f"{config.steps_per_epoch} steps, {_devices(experiment)}, {config.precision}"
     )
+    if config.precision == "bfloat16" and emulates_bfloat16(experiment.device):
+        print("bfloat16 is emulated on this device: --precision float32 is several times as fast")
     if resumed:
         print(f"resumed after epoch {resumed}")
     header = (

@@ -3,7 +3,8 @@
 #   ABOUT     on what machine, and about how long the sweeps take
 #   TIME_LIMIT  minutes of a run's slot on a SLURM cluster
 #   EPOCHS    of all runs but those of sweep_equal.sh
-#   OPTIONS   the other options that all runs share: model, data, batch, precision
+#   OPTIONS   the other options that all runs share: model, data, batch
+#   PRECISION  of the runs; float32 if there is none
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
 #   LRS       initial step sizes to start from
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
@@ -12,7 +13,8 @@
 #   DOG_SCALE   DoG's default, as its authors have it for networks with BatchNorm, or without
 #
 # From outside: DATASET=synthetic (trains on the built-in set, under the study name PRESET-synthetic),
-# DATA_DIR (holds cifar-100-python/; text and digits need none), STUDY, RESULTS, SEEDS, LR_SEEDS and PEER_SEEDS replace what is set here.
+# DATA_DIR (holds cifar-100-python/; text and digits need none), STUDY, RESULTS, PRECISION (float32 for a CPU without
+# bfloat16), SEEDS, LR_SEEDS and PEER_SEEDS replace what is set here.
 
 PRESET=${PRESET:-quick}
 SGD_LR=0.1    # the published default
@@ -38,15 +40,16 @@ smoke)
 quick)
     ABOUT="two CPU cores, 25 minutes"
     TIME_LIMIT=20
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100
-        --precision bfloat16)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100)
+    PRECISION=${PRECISION:-bfloat16}
     EPOCHS=3
     LRS="1e-4 3e-3 1e-1 3 100" # every one and a half decades
     SEEDS=${SEEDS:-42}
     ;;
 short)
     ABOUT="two CPU cores, hours; meant for the runs beside peers"
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --precision bfloat16)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200)
+    PRECISION=${PRECISION:-bfloat16}
     EPOCHS=4
     SWEEPS="peers gain length"
     SEEDS=${SEEDS:-42}
@@ -79,8 +82,8 @@ digits)
 reduced)
     ABOUT="one GPU, meant to take about an hour, not measured yet"
     TIME_LIMIT=60
-    OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200
-        --precision bfloat16 --compile)
+    OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200 --compile)
+    PRECISION=${PRECISION:-bfloat16}
     EPOCHS=30
     SEEDS=${SEEDS:-42 43 44}
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
@@ -88,7 +91,8 @@ reduced)
 paper)
     ABOUT="one GPU, days, not measured yet"
     TIME_LIMIT=240
-    OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200 --precision tf32)
+    OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200)
+    PRECISION=${PRECISION:-tf32}
     EPOCHS=200
     SEEDS=${SEEDS:-42 43 44}
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
@@ -116,5 +120,6 @@ synthetic) STUDY=${STUDY:-$PRESET-synthetic} ;;
     ;;
 esac
 
+if [ -n "${PRECISION:-}" ]; then OPTIONS+=(--precision "$PRECISION"); fi
 OPTIONS+=(--epochs "$EPOCHS" --dataset "$DATASET")
 if [ -n "${DATA_DIR:-}" ] && [ -z "$own" ]; then OPTIONS+=(--data-dir "$DATA_DIR"); fi

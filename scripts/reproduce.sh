@@ -20,17 +20,30 @@ RESULTS=${RESULTS:-reproduction/results}
 FIGURES=${FIGURES:-reproduction/figures}
 export PYTHON PRESET RESULTS FIGURES
 
+chosen=${PRECISION:-}
 . scripts/presets.sh
-device=$("$PYTHON" -c '
+{
+    read -r device
+    read -r emulated
+} < <("$PYTHON" -c '
 import torch
-from icassp25.train import device_name
-print(device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))')
+from icassp25.train import device_name, emulates_bfloat16
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+print(device_name(device))
+print(emulates_bfloat16(device))')
+instead=
+if [ -z "$chosen" ] && [ "${PRECISION:-}" = bfloat16 ] && [ "$emulated" = True ]; then
+    PRECISION=float32
+    . scripts/presets.sh
+    instead=" (no bfloat16 on this device; PRECISION=bfloat16 emulates it, several times slower)"
+fi
+export PRECISION
 runs=$((24 * $(wc -w <<<"$SEEDS") + 4 * $(wc -w <<<"$LRS") * $(wc -w <<<"$LR_SEEDS")))
 cat <<TEXT
 Reproducing ACME: preset $PRESET (for: $ABOUT)
   on       $device
   runs     $runs: 16 optimizers × seeds $SEEDS, the 8 without ACME for as many evaluations, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
-  each     ${OPTIONS[*]}
+  each     ${OPTIONS[*]}$instead
   into     $RESULTS/$STUDY, $FIGURES/$STUDY
 TEXT
 

@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PRESET", "STUDY", "DATASET", "DATA_DIR")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PRESET", "STUDY", "DATASET", "DATA_DIR", "PRECISION")
+    }
     return subprocess.run(
         ["bash", str(ROOT / script)], cwd=ROOT, capture_output=True, text=True, check=False,
         env={**environment, "PYTHON": sys.executable, **env},
@@ -80,6 +84,33 @@ def test_without_data_it_is_synthetic_and_says_so(no_data: str) -> None:
     assert all(
         "--dataset synthetic" in line and "reproduction/results/quick-synthetic/" in line for line in commands
     )
+
+
+@pytest.mark.parametrize(
+    ("preset", "emulated", "wanted", "runs_in"),
+    [
+        ("quick", True, "", "float32"),
+        ("quick", False, "", "bfloat16"),
+        ("quick", True, "bfloat16", "bfloat16"),
+        ("quick", False, "float32", "float32"),
+        ("paper", True, "", "tf32"),
+        ("smoke", True, "", ""),
+    ],
+)
+def test_a_device_without_bfloat16_reproduces_in_float32(
+    tmp_path: Path, preset: str, emulated: bool, wanted: str, runs_in: str
+) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(
+        f'#!/bin/bash\nif [[ $2 == *emulates_bfloat16* ]]; then printf "CPU: stub\\n{emulated}\\n"; fi\n'
+    )
+    stub.chmod(0o755)
+    done = bash("scripts/reproduce.sh", PRESET=preset, DRY_RUN="1", PYTHON=str(stub), PRECISION=wanted)
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if "cifar100.acme.py" in line]
+    assert len(commands) >= 36
+    assert all(re.findall(r"--precision (\S+)", line) == runs_in.split() for line in commands)
+    assert ("no bfloat16 on this device" in done.stdout) == (preset == "quick" and emulated and not wanted)
 
 
 def test_a_wrong_folder_is_an_error_not_a_reason_for_synthetic(no_data: str, tmp_path: Path) -> None:
