@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -16,13 +17,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from icassp25 import runlog, tasks, train
+from icassp25 import data, runlog, tasks, train
 from icassp25.config import RunConfig, UsageError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "icassp25" / "cifar100.acme.py"
 TINY = RunConfig(
-    dataset="synthetic", train_images=400, batch_size=100, depth=4, width_alpha=1, epochs=2, device="cpu"
-)
+    dataset="synthetic", train_images=400, batch_size=100, depth=4, width_alpha=1, epochs=2, device="cpu",
+    threads=1,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SYNTHETIC_TEST_IMAGES", 400)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -159,6 +166,29 @@ def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
+    reason="reads /proc/cpuinfo of an x86",
+)
+def test_which_cpus_emulate_bfloat16() -> None:
+    """oneDNN's bfloat16 needs AVX-512 (core), or AVX2 with the later conversions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = set(next(line for line in lines if line.startswith("flags")).split())
+    native = {"avx512bw", "avx512vl", "avx512dq"} <= flags or {"avx2", "avx_ne_convert"} <= flags
+    assert train.emulates_bfloat16(torch.device("cpu")) == (not native)
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_emulated_bfloat16_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    precision: str, emulated: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "emulates_bfloat16", lambda device: emulated)
+    go(tmp_path, replace(TINY, precision=precision, epochs=1))
+    assert ("bfloat16 is emulated" in capsys.readouterr().out) == (emulated and precision == "bfloat16")
+
+
 def test_compiled_is_the_same_up_to_rounding(tmp_path: Path) -> None:
     config = replace(TINY, train_images=200, epochs=1, acme=True)
     plain, compiled = (
@@ -193,12 +223,12 @@ def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, .
     """Killed three times, at a random moment after another epoch was logged; the CSV ends as that of the run
     that was left alone."""
     options = {
-        "dataset": "synthetic", "train-images": 1000, "batch-size": 100, "depth": 4, "width-alpha": 1,
-        "epochs": 12, "dropout": 0.2, "device": "cpu", "lr": 0.01,
+        "dataset": "synthetic", "train-images": 300, "batch-size": 100, "depth": 4, "width-alpha": 1,
+        "epochs": 8, "dropout": 0.2, "device": "cpu", "lr": 0.01, "threads": 1,
     }  # fmt: skip
     undisturbed, killed = tmp_path / "undisturbed.csv", tmp_path / "killed.csv"
     subprocess.run(command(options, undisturbed, *flags), check=True, capture_output=True)
-    epoch = float(rows(undisturbed)[-1]["seconds"]) / 12
+    epoch = float(rows(undisturbed)[-1]["seconds"]) / options["epochs"]
     moments = random.Random(len(flags))
     kills = 0
     while True:
@@ -223,7 +253,7 @@ def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, .
     expected, got = rows(undisturbed), rows(killed)
     for row in (*expected, *got):
         del row["seconds"]
-    assert got == expected and len(got) == 12
+    assert got == expected and len(got) == options["epochs"]
     assert json.loads(killed.with_suffix(".json").read_text())["finished"] is True
 
 
