@@ -67,7 +67,8 @@ DEVICE_ELEMENTS = 1 << 24
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
 _SWITCHES = ("acme", "adam", "asam", "nesterov")
 _SHARED_OPTIONS = (
-    *_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm", "gain", "adapt_every", "search_steps"
+    *_SWITCHES, "bias_correction", "differentiable", "total_steps", "max_grad_norm", "gain", "adapt_every",
+    "search_steps", "unbiased_squares",
 )  # fmt: skip
 
 # Options of torch's optimizers that a group may bring along, and what to say instead of ignoring them.
@@ -321,6 +322,10 @@ class Acme(Optimizer):
             weights stay, and each look-ahead changes the step size tenfold (see `search`). Ends, usually after a
             few, at a step size that is too short where ten times as much is too long. 0 is the published algorithm.
             Not published.
+        unbiased_squares: with `adam` and `bias_correction`, begin the squared average at (1 - β2^t)·mean(g²), which
+            bias correction makes mean(g²). The published algorithm begins it at mean(g²) and corrects all the same:
+            D is some 30 times too large at first and falls, alike in all elements, for about 1/(1 - β2) steps.
+            Not published.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of a wrong type.
@@ -364,6 +369,7 @@ class Acme(Optimizer):
         gain: float = 1.0,
         adapt_every: int = 1,
         search_steps: int = 0,
+        unbiased_squares: bool = False,
     ) -> None:
         if not isinstance(compile, bool):
             raise TypeError(f"Invalid compile: {compile!r} (expected True or False)")
@@ -385,6 +391,7 @@ class Acme(Optimizer):
             "gain": gain,
             "adapt_every": adapt_every,
             "search_steps": search_steps,
+            "unbiased_squares": unbiased_squares,
         }
         defaults = _checked(defaults)
         self._model = model if isinstance(model, nn.Module) else None
@@ -780,6 +787,8 @@ class Acme(Optimizer):
             trial.fresh.append((param, "exp_avg"))
         if group["adam"] and ("exp_avg_sq" not in state or empty):
             mean_square = min(norm / param.numel() * norm, torch.finfo(dtype).max)
+            if group["unbiased_squares"]:
+                mean_square *= 1 - group["betas"][1] ** group["t"]
             state["exp_avg_sq"] = torch.full_like(state["exp_avg"], mean_square)
             trial.fresh.append((param, "exp_avg_sq"))
         self._unsure.discard(param)
@@ -2557,7 +2566,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     checked["betas"] = tuple(
         _number({f"betas[{i}]": beta}, f"betas[{i}]", 1.0) for i, beta in enumerate(betas)
     )
-    for name in ("acme", "adam", "asam", "nesterov", "bias_correction", "differentiable"):
+    for name in ("acme", "adam", "asam", "nesterov", "bias_correction", "differentiable", "unbiased_squares"):
         if not isinstance(options[name], bool):
             raise TypeError(f"Invalid {name}: {options[name]!r} (expected True or False)")
         checked[name] = options[name]
@@ -2586,4 +2595,8 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     for name, without in (("gain", 1.0), ("adapt_every", 1), ("search_steps", 0)):
         if checked[name] != without and not checked["acme"]:
             raise ValueError(f"Invalid {name}: {options[name]} (expected {without:g} without acme=True)")
+    if checked["unbiased_squares"] and not (checked["adam"] and checked["bias_correction"]):
+        raise ValueError(
+            "Invalid unbiased_squares: True (expected False without adam=True and bias_correction=True)"
+        )
     return checked

@@ -86,6 +86,8 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
            "1 is the published algorithm", type=int, metavar="N")  # fmt: skip
     option("--search-steps", "at most N first steps with --acme only look for the step size to start from; 0 is the "
            "published algorithm", type=int, metavar="N")  # fmt: skip
+    switch("--unbiased-squares", "with --adam, begin the squared average where bias correction expects it; off is the "
+           "published algorithm")  # fmt: skip
     option("--optimizer", "acme, with the switches above, or one of its peers as its authors use it, from its own "
            "package", choices=OPTIMIZERS)  # fmt: skip
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")

@@ -104,6 +104,7 @@ class RunConfig:
     gain: float = 1.0
     adapt_every: int = 1
     search_steps: int = 0
+    unbiased_squares: bool = False
     acme_script: str = "acme"
     optimizer: str = ACME
     seed: int = 42
@@ -157,6 +158,8 @@ class RunConfig:
             base += f"-every{self.adapt_every}"
         if self.search_steps:
             base += f"-search{self.search_steps}"
+        if self.unbiased_squares:
+            base += "-unbiased"
         if self.optimizer != ACME:
             base = f"peer-{self.optimizer}"
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
@@ -201,6 +204,7 @@ class RunConfig:
         for name, without in (("gain", 1.0), ("adapt_every", 1), ("search_steps", 0)):
             value = getattr(self, name)
             need(self.acme or value == without, name, value, f"{without:g} without --acme")
+        need(self.adam or not self.unbiased_squares, "unbiased_squares", "without --adam", "--adam as well")
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number of at least 0")
 
         if self.optimizer != ACME:

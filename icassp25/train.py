@@ -183,6 +183,7 @@ class Experiment:
             **({"gain": config.gain} if config.gain != 1 else {}),
             **({"adapt_every": config.adapt_every} if config.adapt_every != 1 else {}),
             **({"search_steps": config.search_steps} if config.search_steps else {}),
+            **({"unbiased_squares": True} if config.unbiased_squares else {}),
         )
 
     @property

@@ -58,6 +58,7 @@ class Oracle:
         self, w: Tensor, sizes: list[int], is_weight: list[bool], groups: list[int], *, lr, betas, weight_decay,
         rho, eta, epsilon=1e-8, acme=False, adam=False, asam=False, nesterov=False, bias_correction=False,
         total_steps=50_000, max_grad_norm=None, gain=1.0, adapt_every=1, search_steps=0,
+        unbiased_squares=False,
     ) -> None:  # fmt: skip
         self.w = w.clone()
         self.sizes = sizes
@@ -78,6 +79,7 @@ class Oracle:
         self.gain, self.adapt_every = gain, adapt_every
         self.interval, self.since, self.moves = 1, 0, []
         self.search_left, self.search_latest = search_steps, 0
+        self.unbiased_squares = unbiased_squares
         self.m = self.v = None
         self.t, self.done, self.code, self.applied = 1, 0, None, None
 
@@ -109,6 +111,8 @@ class Oracle:
             first = self.clip(g0)
             self.m = (1 - self.beta1) * first if self.bias_correction else first.clone()
             self.v = torch.cat([(part**2).mean().expand(len(part)) for part in first.split(self.sizes)])
+            if self.unbiased_squares:  # v / bc2 is the mean square
+                self.v = self.v * (1 - self.beta2**self.t)
         g = g0
         if self.asam:
             s = g0 / self.D() if self.adam else g0

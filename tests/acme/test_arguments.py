@@ -28,7 +28,7 @@ def test_the_documented_defaults() -> None:
         "asam": False, "rho": 1.0, "eta": 0.0, "nesterov": False, "bias_correction": False,
         "differentiable": False, "total_steps": 50_000,
         "max_grad_norm": None, "process_group": None, "compile": False,
-        "gain": 1.0, "adapt_every": 1, "search_steps": 0,
+        "gain": 1.0, "adapt_every": 1, "search_steps": 0, "unbiased_squares": False,
     }  # fmt: skip
 
 
@@ -68,6 +68,17 @@ def test_the_documented_defaults() -> None:
         ({"search_steps": -1, "acme": True}, ValueError, "search_steps: -1 (expected at least 0"),
         ({"search_steps": True, "acme": True}, TypeError, "search_steps: True"),
         ({"search_steps": 5}, ValueError, "search_steps: 5 (expected 0 without acme=True)"),
+        ({"unbiased_squares": 1}, TypeError, "unbiased_squares: 1 (expected True or False)"),
+        (
+            {"unbiased_squares": True, "adam": True},
+            ValueError,
+            "expected False without adam=True and bias_corr",
+        ),
+        (
+            {"unbiased_squares": True, "bias_correction": True},
+            ValueError,
+            "expected False without adam=True and",
+        ),
         ({"total_steps": True}, TypeError, "total_steps: True"),
         ({"differentiable": True}, ValueError, "no derivative"),
     ],

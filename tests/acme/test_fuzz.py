@@ -101,6 +101,9 @@ class History(RuleBasedStateMachine):
             epsilon=[1e-8, 0.0, 1e-3][draw % 3], weight_decay=[0.0, 0.01][draw // 5 % 2], rho=[1.0, 0.05][draw // 7 % 2],
             eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3],
         )  # fmt: skip
+        self.options["unbiased_squares"] = bool(
+            self.options["adam"] and self.options["bias_correction"] and draw // 31 % 2
+        )
         if self.acme:
             self.options.update(
                 gain=[1.0, 3.0][draw // 17 % 2],

@@ -251,6 +251,7 @@ def test_an_older_state_without_the_options_loads() -> None:
             "trend",
             "search_steps",
             "search_left",
+            "unbiased_squares",
         ):
             del group[name]
     again = net()

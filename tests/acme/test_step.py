@@ -32,7 +32,7 @@ class Quadratic(nn.Module):
 @pytest.mark.parametrize(
     "variant",
     [
-        "one group", "equal groups", "unequal groups", "clipped", "unequal groups, rarely",
+        "one group", "one group, unbiased squares", "equal groups", "unequal groups", "clipped", "unequal groups, rarely",
         "unequal groups, search from far below", "unequal groups, search from far above",
     ],
 )  # fmt: skip
@@ -47,6 +47,8 @@ def test_equals_the_oracle(mode, variant) -> None:
         per_group[1] = dict(lr=options["lr"] * 0.3, betas=(0.6, 0.9), weight_decay=0.0, rho=0.1, eta=0.1)
     norm = 0.6 if variant == "clipped" else None  # of gradients of 0.4 to 1
     shared = dict(**mode, bias_correction=mode["adam"], total_steps=30, max_grad_norm=norm)
+    if variant.endswith("unbiased squares") and mode["adam"]:
+        shared.update(unbiased_squares=True)
     if variant.endswith("rarely") and mode["acme"]:
         shared.update(gain=2.5, adapt_every=5)
     searching = "search" in variant and mode["acme"]

@@ -129,9 +129,10 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
         "asam": True, "rho": 0.3, "eta": 0.1, "nesterov": False, "bias_correction": True, "total_steps": 8,
     }  # fmt: skip
     made.clear()
-    config = replace(config, gain=2.0, adapt_every=3, search_steps=5)
+    config = replace(config, gain=2.0, adapt_every=3, search_steps=5, unbiased_squares=True)
     experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
     assert (made["gain"], made["adapt_every"], made["search_steps"]) == (2.0, 3, 5)
+    assert made["unbiased_squares"] is True
 
 
 def test_one_seed_gives_the_run(tmp_path: Path) -> None:
