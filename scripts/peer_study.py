@@ -22,12 +22,14 @@ from icassp25.runlog import Run
 ADAM_LR = 0.001  # ACME's initial step size with Adam in the sweeps: Adam's customary default
 RARE = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
 """How ACME is used at about one evaluation a step (docs/price.md); else these options are the published ones."""
+UNBIASED = {**RARE, "unbiased_squares": True}
+"""The same with Adam's squared average begun where bias correction expects it."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables, a line of the figures. ACME is there with rare look-aheads, as published, and as published
-    for half of the epochs."""
+    """A row of the tables, a line of the figures. ACME is there with rare look-aheads (with Adam also with unbiased
+    squares), as published, and as published for half of the epochs."""
 
     key: str
     title: str
@@ -58,7 +60,9 @@ def _peer_methods() -> list[Method]:
 def _acme_methods() -> list[Method]:
     own = "no schedule but ACME's own annealing; weight decay decoupled"
     options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
+    unbiased = f"{options}, unbiased_squares: about 1.1 evaluations a step; {own}"
     ways = (
+        ("-unbiased", ", rare look-ahead, unbiased squares", unbiased),
         ("-rare", ", rare look-ahead", f"{options}: about 1.1 evaluations a step; {own}"),
         ("", "", f"as published, two evaluations a step; {own}"),
         ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
@@ -77,6 +81,7 @@ def _acme_methods() -> list[Method]:
         )
         for suffix, words, how in ways
         for family, default in (("SGD", ACME_LR), ("Adam", ADAM_LR))
+        if family == "Adam" or suffix != "-unbiased"
     ]
 
 
@@ -182,7 +187,9 @@ class PeerStudy:
         Seconds are those that the steps take in the benchmark, if it has measured this study, else the runs' own.
         """
         if column == "seconds" and self.step_seconds:
-            steps, step = self.cost(key, "steps"), self.step_seconds.get(key.removesuffix("-half"))
+            # What differs in the averages' first values alone takes as long.
+            timed = key.removesuffix("-half").replace("-unbiased", "-rare")
+            steps, step = self.cost(key, "steps"), self.step_seconds.get(timed)
             return steps * step if steps is not None and step is not None else None
         values = [
             float(run.frame[column].iloc[-1])
@@ -198,9 +205,13 @@ class PeerStudy:
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
     def counterpart(self, method: Method) -> Method:
-        """ACME with the same base and about as many evaluations in as many epochs."""
-        rare = method.key not in PEERS or PEERS[method.key].evaluations == 1
-        return METHODS[f"{method.family.lower()}-acme{'-rare' * rare}"]
+        """ACME with the same base and about as many evaluations in as many epochs; with Adam and rare look-aheads that
+        with unbiased squares, where it has been run from its default."""
+        base = f"{method.family.lower()}-acme"
+        if method.key in PEERS and PEERS[method.key].evaluations > 1:
+            return METHODS[base]
+        ways = (f"{base}-unbiased", f"{base}-rare")
+        return METHODS[next((key for key in ways if self.runs.get(key, {}).get(1.0)), ways[-1])]
 
     def missing(self) -> list[str]:
         notes = []
@@ -229,7 +240,7 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         UsageError: no finished run there, or no telling which scale of runs is meant.
     """
     folder = results / study / "peers"
-    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *RARE}))
+    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *UNBIASED}))
     epochs = max(run.config.epochs for run in found)
     runs: dict[str, dict[float, dict[int, Run]]] = {}
     kept = []
@@ -282,10 +293,13 @@ def _method(config: RunConfig, epochs: int) -> Method | None:
     if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
         return None
     base, half = "adam" if config.adam else "sgd", config.epochs != epochs
-    options = {name: getattr(config, name) for name in RARE}
-    if options == RARE:
-        return None if half else METHODS[f"{base}-acme-rare"]
-    published = options == {field.name: field.default for field in fields(RunConfig) if field.name in RARE}
+    options = {name: getattr(config, name) for name in UNBIASED}
+    published = options == {
+        field.name: field.default for field in fields(RunConfig) if field.name in UNBIASED
+    }
+    for rare, suffix in (({**RARE, "unbiased_squares": False}, "rare"), (UNBIASED, "unbiased")):
+        if options == rare:
+            return None if half else METHODS[f"{base}-acme-{suffix}"]
     return METHODS[f"{base}-acme{'-half' * half}"] if published else None
 
 

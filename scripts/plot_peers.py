@@ -39,7 +39,8 @@ WIDE = 2.4  # ACME's lines, which all others are compared with
 
 LOOKS: dict[str, dict[str, Any]] = {
     "sgd-acme-rare": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
-    "adam-acme-rare": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "adam-acme-unbiased": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "adam-acme-rare": {"color": BLACK, "marker": "o", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
     "sgd-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
     "adam-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
     "sgd": {"color": VERMILLION, "marker": "s", "linestyle": "-"},

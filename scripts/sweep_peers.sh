@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # ACME beside the optimizers people would pick instead, each from its own default scale and from six decades around
 # it, on the same images. What --lr scales in each: icassp25/peers.py. ACME in two ways: as published, and with rare
-# look-aheads, a gain and a search for the start (about 1.1 evaluations a step, docs/price.md); as published also for
-# half the epochs, which takes as many gradient evaluations as one evaluation a step for all of them (an odd number of
-# epochs: rounded up), from the default only.
+# look-aheads, a gain and a search for the start (about 1.1 evaluations a step, docs/price.md), with Adam also with
+# unbiased squares; as published also for half the epochs, which takes as many gradient evaluations as one evaluation
+# a step for all of them (an odd number of epochs: rounded up), from the default only.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
 #
@@ -22,6 +22,7 @@ for seed in $PEER_SEEDS; do
         name=x$(LC_ALL=C printf %g "1e$power").seed$seed
         run "peers/sgd-acme-rare.$name"      --seed "$seed" --lr 0.1e$power --acme "${rare[@]}"
         run "peers/adam-acme-rare.$name"     --seed "$seed" --lr 0.001e$power --acme --adam "${rare[@]}"
+        run "peers/adam-acme-unbiased.$name" --seed "$seed" --lr 0.001e$power --acme --adam "${rare[@]}" --unbiased-squares
         run "peers/sgd-acme.$name"           --seed "$seed" --lr 0.1e$power --acme
         run "peers/adam-acme.$name"          --seed "$seed" --lr 0.001e$power --acme --adam
         if [ "$power" = 0 ]; then

@@ -107,8 +107,10 @@ def write_peers(
         for scale in scales:
             for adam in (False, True):
                 rare = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
-                for suffix, how in (("", {}), ("-rare", rare), ("-half", {"epochs": 2})):
-                    if suffix == "-half" and scale != 1:
+                unbiased = {**rare, "unbiased_squares": True}
+                ways = (("", {}), ("-rare", rare), ("-half", {"epochs": 2}), ("-unbiased", unbiased))
+                for suffix, how in ways:
+                    if (suffix == "-half" and scale != 1) or (suffix == "-unbiased" and not adam):
                         continue
                     lr = (0.001 if adam else 0.1) * scale
                     name = f"{'adam' if adam else 'sgd'}-acme{suffix}.x{scale:g}.seed{seed}.csv"

@@ -73,7 +73,7 @@ def test_expected_error_is_the_mean_over_all_draws(script: Any) -> None:
 def test_numbers_of_the_peers_table(study: SimpleNamespace) -> None:
     rows = last_rows(study.results / "s" / "peers")
     table = pd.read_csv(study.out / "peers.csv").set_index("optimizer")
-    assert len(table) == 13
+    assert len(table) == 14
     acme = rows[(rows.name == "sgd-acme-rare") & (rows.scale == 1)].set_index("seed").test
     part = rows[rows.name == "dog"]
     default = part[part.scale == 1].set_index("seed").test
@@ -96,7 +96,7 @@ def test_equal_evaluations_are_nearly_equal(study: SimpleNamespace) -> None:
     ratio = table["acme_evaluations"] / table["default_evaluations"]
     assert ((1 <= ratio) & (ratio <= 1.15)).all()
     assert table.loc["SAM", "acme"] == "SGD + ACME"
-    assert table.loc["Prodigy", "acme"] == "Adam + ACME, rare look-ahead"
+    assert table.loc["Prodigy", "acme"] == "Adam + ACME, rare look-ahead, unbiased squares"
     assert table.loc["SGD + ACME, half the epochs", "acme"] == "SGD + ACME, rare look-ahead"
 
 
