@@ -11,11 +11,11 @@ OPTIONS+=(--validation "$PEER_VALIDATION" --acme --gain 2 --adapt-every 10 --sea
 for seed in $PEER_SEEDS; do
     for base in sgd adam; do
         case $base in
-        sgd) start=(--lr 0.1) ;;
-        adam) start=(--lr 0.001 --adam) ;;
+        sgd) start=(--lr 0.1) own=() ;;
+        adam) start=(--lr 0.001 --adam) own=(uncorrected) ;; # SGD has nothing to correct
         esac
         run "peers/$base-acme-rare.x1.seed$seed" --seed "$seed" "${start[@]}" # as in sweep_peers.sh
-        for variant in steady averaged unlimited other_batch; do
+        for variant in steady averaged unlimited other_batch "${own[@]}"; do
             run "variants/$base-$variant.seed$seed" --seed "$seed" "${start[@]}" --acme-script research.$variant
         done
     done

@@ -79,3 +79,10 @@ def test_unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer.step(make_closure(model, optimizer, data[1], spoil))
         limits[name] = optimizer.report.limit
     assert limits["acme"] < 0.1 and limits["research.unlimited"] == 1
+
+
+def test_uncorrected() -> None:
+    """As if bias correction had not been asked for."""
+    variant, data = importlib.import_module("research.uncorrected"), batches()
+    same(trained(variant.Acme, data, adam=True, bias_correction=True), trained(Acme, data, adam=True))
+    assert trained(Acme, data, adam=True, bias_correction=True)[2] != trained(Acme, data, adam=True)[2]
