@@ -62,7 +62,7 @@ def _acme_methods() -> list[Method]:
     options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
     unbiased = f"{options}, unbiased_squares: about 1.1 evaluations a step; {own}"
     ways = (
-        ("-unbiased", ", rare look-ahead, unbiased squares", unbiased),
+        ("-unbiased", ", unbiased squares", unbiased),
         ("-rare", ", rare look-ahead", f"{options}: about 1.1 evaluations a step; {own}"),
         ("", "", f"as published, two evaluations a step; {own}"),
         ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
