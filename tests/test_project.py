@@ -46,7 +46,7 @@ def test_smoke_preset_end_to_end(tmp_path: Path) -> None:
     assert {"robustness_error.png", "robustness_step_size.pdf", "test_error_evaluations.png"} <= made
     assert "synthetic" in (figures / "table.md").read_text()
     report = (figures / "report.html").read_text()
-    assert report.count("<figure>") == 10 and "http" not in report  # all in one file
+    assert report.count("<figure>") == 10 and "://" not in report  # all in one file
     assert all(f"{part}/" in report for part in ("table", "lr", "equal"))
     text = (figures / "table.md").read_text()
     assert "—" not in re.sub(r"^.*Table.*$", "", text.split("\n\n")[1]) and "ASAM" in text
