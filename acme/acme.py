@@ -633,7 +633,7 @@ class Acme(Optimizer):
                 raise RuntimeError(f"The step was left before {trial.parts[0]}(): it is undone")
         except BaseException:
             if not trial.done:
-                trial.undo(self.state)
+                trial.undo(self)
                 if scaler is not None:  # whose books have the old ones until its next update, under their ids
                     self._scaled = [_Scaled(self, self._scaled) for _ in range(3)]
             raise
@@ -752,7 +752,7 @@ class Acme(Optimizer):
             params += [param for _, _, param in found if param not in new]
         unsure = [param for _, param in fresh if param in self._unsure]
         squares = _squares(trial.gradients_of(params))
-        squares += _squares([self.state[param]["exp_avg"] for param in unsure])
+        squares += [sum(_squares(list(self.state[param].values())), trial.nothing) for param in unsure]
         l0, *numbers = trial.read_squares(loss, squares, [*params, *unsure])
         squared = numbers[: len(params)]
         if not self._finite(trial, l0, all(map(math.isfinite, squared)), "at the start"):
@@ -776,6 +776,7 @@ class Acme(Optimizer):
         """
         state = self.state[param]
         dtype = _state_dtype(param)
+        trial.fresh.append((param, dict(state), param in self._unsure))
         if "exp_avg" not in state or empty:
             state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
             average = _local(state["exp_avg"])
@@ -784,13 +785,11 @@ class Acme(Optimizer):
             factor = clip * (1 - group["betas"][0] if group["bias_correction"] else 1.0)
             if factor != 1:
                 average.mul_(factor)
-            trial.fresh.append((param, "exp_avg"))
         if group["adam"] and ("exp_avg_sq" not in state or empty):
             mean_square = min(norm / param.numel() * norm, torch.finfo(dtype).max)
             if group["unbiased_squares"]:
                 mean_square *= 1 - group["betas"][1] ** group["t"]
             state["exp_avg_sq"] = torch.full_like(state["exp_avg"], mean_square)
-            trial.fresh.append((param, "exp_avg_sq"))
         self._unsure.discard(param)
 
     def _planned(
@@ -835,7 +834,7 @@ class Acme(Optimizer):
             return True
         if trial.scaler is not None and trial.scaler.is_enabled() and math.isfinite(loss):
             trial.restore_weights()
-            trial.forget(self.state)
+            trial.forget(self)
             trial.idle = trial.skipped = True
             return False
         what = f"loss ({loss})" if not math.isfinite(loss) else "gradient"
@@ -2197,7 +2196,8 @@ class _Trial:
         self.evaluations = 0
         self.plan: _Plan
         self.buckets: list[_Bucket] = []  # the plan's
-        self.fresh: list[tuple[Tensor, str]] = []  # state entries that began in this step
+        # Parameters whose averages began in this step: their state before it, and whether it was unsure.
+        self.fresh: list[tuple[Tensor, dict[str, Any], bool]] = []
         self.nothing = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
         self.latest: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient's elements
         self.l0 = 0.0
@@ -2339,19 +2339,23 @@ class _Trial:
         for bucket in self.buckets:
             bucket.restore_weights()
 
-    def forget(self, state: dict[Tensor, dict[str, Any]]) -> None:
-        """Remove the entries of the optimizer's `state` that are new."""
-        for param, key in self.fresh:
-            del state[param][key]
-            if not state[param]:
-                del state[param]
+    def forget(self, optimizer: Acme) -> None:
+        """Back to the averages that there were before the step."""
+        for param, state, unsure in self.fresh:
+            now = optimizer.state[param]
+            now.clear()
+            now.update(state)
+            if not now:
+                del optimizer.state[param]
+            if unsure:
+                optimizer._unsure.add(param)
         self.fresh = []
 
-    def undo(self, state: dict[Tensor, dict[str, Any]]) -> None:
-        """Back to before the step: weights, the optimizer's `state`, generators, buffers."""
+    def undo(self, optimizer: Acme) -> None:
+        """Back to before the step: weights, the optimizer's state, generators, buffers."""
         with torch.no_grad():
             self.restore_weights()
-            self.forget(state)
+            self.forget(optimizer)
             self.before.restore()
 
 

@@ -185,3 +185,44 @@ def test_step_hooks_run_once_a_step() -> None:
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
     train(model, optimizer, data, 2)
     assert calls == ["pre", "post"] * 2
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_averages_that_have_become_zero_are_loaded_as_they_are(adam: bool) -> None:
+    """With β1 = 0 a gradient of zero at the look-ahead leaves an average of zeros, which is not one without a gradient."""
+
+    def evaluate(param: torch.Tensor) -> torch.Tensor:
+        loss = param.detach().clamp(min=0).square().sum() / 2 + 1
+        param.grad = param.detach().clamp(min=0)
+        return loss
+
+    param = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+    optimizer = Acme([param], lr=50.0, betas=(0.0, 0.9), acme=True, adam=adam, bias_correction=adam)
+    optimizer.step(lambda: evaluate(param))
+    before = {key: value.clone() for key, value in optimizer.state[param].items()}
+    assert not before["exp_avg"].any() and all(
+        value.any() for key, value in before.items() if key != "exp_avg"
+    )
+
+    twin = torch.nn.Parameter(param.detach().clone())
+    loaded = Acme([twin], lr=1.0, acme=True, adam=adam, bias_correction=adam)
+    loaded.load_state_dict(optimizer.state_dict())
+    with torch.no_grad():
+        param += 2000
+        twin += 2000
+
+    def fails() -> torch.Tensor:
+        if twin.grad is not None:
+            raise RuntimeError("out of memory")
+        return evaluate(twin)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loaded.step(fails)
+    assert loaded.state[twin].keys() == before.keys()
+    assert all(torch.equal(loaded.state[twin][key], value) for key, value in before.items())
+
+    for each, of in ((param, optimizer), (twin, loaded)):
+        of.step(lambda each=each: evaluate(each))
+    assert torch.equal(param, twin)
+    for key, value in optimizer.state[param].items():
+        assert torch.equal(loaded.state[twin][key], value)
