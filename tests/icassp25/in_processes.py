@@ -32,7 +32,7 @@ def check_agreements(together: ranks.Ranks) -> None:
 
 
 if __name__ == "__main__":
-    data.SYNTHETIC_TEST_IMAGES = 200
+    data.SYNTHETIC_TEST_IMAGES = 100
     train.TEST_BATCH = 50  # some for each process
     what, *arguments = sys.argv[1:]
     if what == "script":

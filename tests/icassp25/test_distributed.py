@@ -22,7 +22,7 @@ SCRIPT = ROOT / "icassp25" / "cifar100.acme.py"
 IN_PROCESSES = Path(__file__).with_name("in_processes.py")
 TINY = RunConfig(
     dataset="synthetic",
-    train_images=100,
+    train_images=60,
     batch_size=10,
     depth=4,
     width_alpha=1,
@@ -53,8 +53,8 @@ MODES = {
 
 
 # Killed and resumed, in test_a_process_that_dies; dropout, whose masks differ from process to process.
-KILLED = replace(TINY, train_images=200, epochs=5, acme=True, adam=True, lr=1e-3, dropout=0.3)
-TEST_IMAGES = 200  # as in in_processes.py
+KILLED = replace(TINY, train_images=100, epochs=5, acme=True, adam=True, lr=1e-3, dropout=0.3)
+TEST_IMAGES = 100  # as in in_processes.py
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 

@@ -160,7 +160,11 @@ def test_pyramid_on_the_cpu(tmp_path: Path, bottleneck: bool) -> None:
 
 def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
     losses = [
-        float(go(tmp_path, replace(TINY, precision=precision, epochs=1), precision)[0][0]["train_loss"])
+        float(
+            go(tmp_path, replace(TINY, precision=precision, epochs=1, train_images=200), precision)[0][0][
+                "train_loss"
+            ]
+        )
         for precision in ("float32", "bfloat16")
     ]
     assert losses[0] != losses[1]
@@ -186,7 +190,8 @@ def test_emulated_bfloat16_is_said(
     precision: str, emulated: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(train, "emulates_bfloat16", lambda device: emulated)
-    go(tmp_path, replace(TINY, precision=precision, epochs=1))
+    monkeypatch.setattr(data, "SYNTHETIC_TEST_IMAGES", 100)
+    go(tmp_path, replace(TINY, precision=precision, epochs=1, train_images=20, batch_size=10))
     assert ("bfloat16 is emulated" in capsys.readouterr().out) == (emulated and precision == "bfloat16")
 
 
@@ -410,3 +415,23 @@ def test_real_images(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = rows(tmp_path / "real.csv")
     assert 4 < float(row["train_loss"]) < 6 and int(row["evaluations"]) == 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is set")
+def test_freed_memory_is_kept() -> None:
+    """Page faults of eight buffers of 64 MiB, one after the other: those of one."""
+    script = f"""
+import resource, runpy, sys
+names = runpy.run_path({str(SCRIPT)!r})
+if sys.argv[1] == "keep":
+    names["keep_freed_memory"]()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    b"x" * 2**26
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**26)
+"""
+    kept, returned = (
+        float(subprocess.check_output([sys.executable, "-c", script, how])) for how in ("keep", "not")
+    )
+    assert kept < 2
+    assert returned > 3 * kept
