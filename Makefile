@@ -15,21 +15,21 @@ export PRESET STUDY RESULTS FIGURES DATA_DIR
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*## |^[a-z-]+:  ## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-# The environment: made anew when the pins change.
+# The environment: made anew when the pins change. Bytecode is compiled as it is imported, not all of it here.
 $(VENV)/ready: pyproject.toml requirements.txt
 	$(PYTHON3) -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt
-	$(PYTHON) -m pip install --quiet --editable '.[experiments]'
+	$(PYTHON) -m pip install --quiet --no-compile --requirement requirements.txt
+	$(PYTHON) -m pip install --quiet --no-compile --editable '.[experiments]'
 	touch $@
 
 # What only the tests need.
 $(VENV)/ready-tests: $(VENV)/ready
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,dev,integrations,peers]'
+	$(PYTHON) -m pip install --quiet --no-compile --requirement requirements.txt --editable '.[experiments,dev,integrations,peers]'
 	touch $@
 
 # What only the benchmarks need: the peers.
 $(VENV)/ready-bench: $(VENV)/ready
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt --editable '.[experiments,benchmarks]'
+	$(PYTHON) -m pip install --quiet --no-compile --requirement requirements.txt --editable '.[experiments,benchmarks]'
 	touch $@
 
 reproduce: $(VENV)/ready  ## environment, data, the sweeps, tables, figures, summary (PRESET)
