@@ -1,5 +1,6 @@
 # `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|reduced|paper, DATA_DIR (holds
-# cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), TEST_JOBS, PYTHON3 (makes .venv).
+# cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), TEST_JOBS, SEED (test-long), PYTHON3
+# (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -10,7 +11,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PRESET STUDY RESULTS FIGURES DATA_DIR
 
-.PHONY: help reproduce status data smoke tables figures report bench test test-slurm lint clean
+.PHONY: help reproduce status data smoke tables figures report bench test test-long test-slurm lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*## |^[a-z-]+:  ## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -61,6 +62,11 @@ bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into r
 # Several at a time, with one thread each: threads that wait for each other on busy cores are slower than one.
 test: $(VENV)/ready-tests  ## all tests, the smoke preset included (TEST_JOBS at a time)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_JOBS) --dist worksteal
+
+test-long: $(VENV)/ready-tests  ## random histories of the optimizer, ten thousand, anew each time; 200 steps of two ranks
+	@seed=$(or $(SEED),$$RANDOM); echo "SEED=$$seed"; \
+	OMP_NUM_THREADS=1 ACME_FUZZ_EXAMPLES=10000 ACME_FUZZ_SEED=$$seed ACME_RANKS_STEPS=200 \
+		$(PYTHON) -m pytest --numprocesses $(TEST_JOBS) tests/acme/test_fuzz.py tests/acme/test_distributed.py
 
 test-slurm: $(VENV)/ready-tests  ## job arrays on a real SLURM (as root with Debian's slurm-wlm and munge, one of this machine)
 	SLURM_TESTS=1 $(PYTHON) -m pytest -rs tests/scripts/test_slurm.py

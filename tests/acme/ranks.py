@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from acme import Acme
 
+LONG = int(os.environ.get("ACME_RANKS_STEPS", "60"))
 CHECKPOINTED = [dict(acme=True), dict(acme=True, adam=True, asam=True, nesterov=True)]
 
 
@@ -71,10 +72,10 @@ def assert_equal_on_all_ranks(values: list) -> None:
 
 
 def ddp(folder: Path) -> None:
-    """200 steps in each mode, with float32 and widely different losses; 20 in float64 for comparison."""
+    """LONG steps in each mode, with float32 and widely different losses; 20 in float64 for comparison."""
     rank, result = dist.get_rank(), {}
     for mode in MODES:
-        for name, dtype, steps in (("long", torch.float32, 200), ("short", torch.float64, 20)):
+        for name, dtype, steps in (("long", torch.float32, LONG), ("short", torch.float64, 20)):
             inner = small_net(dtype)
             model = DistributedDataParallel(inner)
             # Half of the modes know the wrapped model, the other half has to find the ranks by itself.

@@ -40,7 +40,7 @@ def assert_same_trajectory(ours: tuple, model, trace: list) -> None:
 
 @pytest.mark.parametrize("job", ["ddp", "fsdp"])
 def test_two_ranks_are_one_process_on_the_whole_batch(job, tmp_path) -> None:
-    """All modes, float64, 20 steps; in `ddp` also 200 in float32, in which the ranks stay bit-equal."""
+    """All modes, float64, 20 steps; in `ddp` also 60 in float32 (200 in `make test-long`), in which the ranks stay bit-equal."""
     result = run_ranks(job, tmp_path)
     for mode in MODES:
         model = small_net()
