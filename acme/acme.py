@@ -752,7 +752,7 @@ class Acme(Optimizer):
             params += [param for _, _, param in found if param not in new]
         unsure = [param for _, param in fresh if param in self._unsure]
         squares = _squares(trial.gradients_of(params))
-        squares += [sum(_squares(list(self.state[param].values())), trial.nothing) for param in unsure]
+        squares += [sum(_squares(list(self.state[param].values())), torch.zeros(())) for param in unsure]
         l0, *numbers = trial.read_squares(loss, squares, [*params, *unsure])
         squared = numbers[: len(params)]
         if not self._finite(trial, l0, all(map(math.isfinite, squared)), "at the start"):
