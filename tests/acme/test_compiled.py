@@ -54,7 +54,7 @@ def test_exceptions(mode, monkeypatch) -> None:
     test_nonfinite.test_before_the_look_ahead(mode, float("nan"), "gradient", 3)
 
 
-@pytest.mark.parametrize("mode", [MODES[8], MODES[15]], ids=mode_id)
+@pytest.mark.parametrize("mode", [MODES[8], MODES[12], MODES[15]], ids=mode_id)
 def test_parameters_of_several_spans(mode, monkeypatch) -> None:
     """Large tensors, channels_last, two groups: as without `compile`, up to float32's rounding."""
     results = []
