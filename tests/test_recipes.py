@@ -50,25 +50,37 @@ for name in sys.argv[1:]:
 
 
 # W&B's offline file: a header of 7 bytes, then LevelDB's log format (checksum 4, length 2, type 1, in blocks of 32 KiB)
-# of protocol buffers.
+# of protocol buffers. W&B's service writes it behind the run's back: it is whole when the record of the run's end is there.
 WANDB_READER = """
-import glob, json
+import glob, json, time
 from wandb.proto import wandb_internal_pb2
-data = open(glob.glob("wandb/offline-run-*/*.wandb")[0], "rb").read()
-place, whole, rows = 7, b"", []
-while place + 7 <= len(data):
-    if 32768 - place % 32768 < 7:
-        place += 32768 - place % 32768
-        continue
-    length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-    whole += data[place + 7 : place + 7 + length]
-    place += 7 + length
-    if kind in (1, 4):  # a full record, or the last part of one
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(whole)
-        whole = b""
-        if record.WhichOneof("record_type") == "history":
-            rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+
+def read(data):
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + 7 + length > len(data):
+            return
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+
+path, late = glob.glob("wandb/offline-run-*/*.wandb")[0], time.monotonic() + 120
+records = []
+while not any(record.WhichOneof("record_type") == "exit" for record in records):
+    assert time.monotonic() < late, f"no end of the run in {path}"
+    time.sleep(0.1)
+    records = list(read(open(path, "rb").read()))
+rows = [
+    {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+    for record in records
+    if record.WhichOneof("record_type") == "history"
+]
 assert len(rows) == 10, rows
 assert rows[-1]["acme/step_size"] == optimizer.report.step_size, rows[-1]
 assert rows[-1]["acme/loss"] == optimizer.report.loss
