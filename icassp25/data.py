@@ -70,7 +70,7 @@ OFFICIAL = Archive()
 # Seeds of everything that is the same in every run; a run's own seed is not among them.
 SPLIT_SEED = 0
 SYNTHETIC_SEED = 100
-SYNTHETIC_TEST_IMAGES = 1_000
+SYNTHETIC_TEST_IMAGES = 500
 
 
 @dataclass(frozen=True)

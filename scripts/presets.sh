@@ -31,7 +31,7 @@ smoke)
     TIME_LIMIT=10
     DATASET=synthetic
     STUDY=${STUDY:-smoke}
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 300 --batch-size 100)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 100 --batch-size 25)
     EPOCHS=2
     LRS="1e-4 1e-1 100"
     SEEDS=${SEEDS:-42}

@@ -55,9 +55,10 @@ def test_smoke_preset_end_to_end(tmp_path: Path) -> None:
         return {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*")) if path.suffix != ".log"}
 
     before = files()
-    again = bash("scripts/reproduce.sh", **folders)
-    assert again.returncode == 0
-    assert again.stdout.count("already finished") == 36
+    for sweep in ("table", "lr", "equal"):
+        again = bash(f"scripts/sweep_{sweep}.sh", **folders)
+        assert again.returncode == 0
+        assert again.stdout.count("already finished") == len(list((tables / sweep).glob("*.csv")))
     assert files() == before
 
     status = bash("scripts/status.sh", **folders)

@@ -226,7 +226,7 @@ def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, .
     """Killed three times, at a random moment after another epoch was logged; the CSV ends as that of the run
     that was left alone."""
     options = {
-        "dataset": "synthetic", "train-images": 300, "batch-size": 100, "depth": 4, "width-alpha": 1,
+        "dataset": "synthetic", "train-images": 100, "batch-size": 25, "depth": 4, "width-alpha": 1,
         "epochs": 8, "dropout": 0.2, "device": "cpu", "lr": 0.01, "threads": 1,
     }  # fmt: skip
     undisturbed, killed = tmp_path / "undisturbed.csv", tmp_path / "killed.csv"
