@@ -16,7 +16,7 @@ from study import Group, UsageError, caption_of, command_line, load_folder
 
 from icassp25.config import RunConfig
 
-VARIED = frozenset({"gain", "adapt_every", "search_steps", "epochs", "acme_script"})
+VARIED = frozenset({"gain", "adapt_every", "search_steps", "unbiased_squares", "epochs", "acme_script"})
 FOLDERS = {
     "gain": "ACME with a factor on its steps (gain), looking ahead rarely (adapt_every) and with a search for the start "
     "(search_steps)",
@@ -28,7 +28,8 @@ FOLDERS = {
 def key(config: RunConfig) -> tuple[object, ...]:
     """What makes a row, in the order of the rows: epochs, the optimizer and its base, its options, its start."""
     options = config.gain, config.adapt_every, config.search_steps
-    return config.epochs, config.acme, config.adam, *options, config.lr, config.acme_script
+    base = config.acme, config.adam, config.unbiased_squares
+    return config.epochs, *base, *options, config.lr, config.acme_script
 
 
 def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
@@ -37,8 +38,8 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
-        epochs, acme, adam, gain, every, search, lr, script = one
-        title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme)
+        epochs, acme, adam, unbiased, gain, every, search, lr, script = one
+        title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme) + ", unbiased squares" * bool(unbiased)
         if script != RunConfig.acme_script:
             title += f", {str(script).rpartition('.')[2]}"
         evaluations, step_size = group.mean_last("evaluations"), group.mean_last("step_size")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `gain`, `adapt_every` and `search_steps` are worth: ACME with a larger step, looking ahead in every step or
 # rarely, with a search for the start or without, from starts six decades apart, beside SGD from the learning rates
-# around its best. Half: for half the epochs, which takes as many evaluations as SGD.
+# around its best; with Adam, with unbiased squares. Half: for half the epochs, which takes as many evaluations as SGD.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
 #
@@ -12,11 +12,11 @@
 OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
 for seed in $PEER_SEEDS; do
-    acme() { # BASE GAIN EVERY SEARCH LR [OPTION…]
-        local search= options=(--seed "$seed" --lr "$5" --acme --gain "$2" --adapt-every "$3")
-        if [ "$1" = adam ]; then options+=(--adam); fi
+    acme() { # BASE GAIN EVERY SEARCH LR
+        local search= name=$1-acme options=(--seed "$seed" --lr "$5" --acme --gain "$2" --adapt-every "$3")
+        if [ "$1" = adam ]; then name+=-unbiased options+=(--adam --unbiased-squares); fi
         if [ "$4" != 0 ]; then search=.search$4 options+=(--search-steps "$4"); fi
-        run "gain/$1-acme.gain$2.every$3$search.lr$5.seed$seed" "${options[@]}"
+        run "gain/$name.gain$2.every$3$search.lr$5.seed$seed" "${options[@]}"
     }
     for lr in 1 3 10; do
         run "gain/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
@@ -24,8 +24,10 @@ for seed in $PEER_SEEDS; do
     for lr in 0.1 100 0.0001; do
         acme sgd 3 10 20 $lr
     done
-    for gain in 1 4; do # 2: in sweep_peers.sh
-        acme adam $gain 10 20 0.001
+    for gain in 1 1.5 2 3 4; do
+        for lr in 0.001 1 0.000001; do
+            acme adam $gain 10 20 $lr
+        done
     done
     for lr in 0.1 10 0.001 100 0.0001; do
         acme sgd 3 10 0 $lr

@@ -19,5 +19,9 @@ for seed in $PEER_SEEDS; do
             run "variants/$base-$variant.seed$seed" --seed "$seed" "${start[@]}" --acme-script research.$variant
         done
     done
+    for variant in steady averaged; do
+        run "variants/adam-unbiased-$variant.seed$seed" --seed "$seed" --lr 0.001 --adam --unbiased-squares \
+            --acme-script research.$variant
+    done
 done
 report

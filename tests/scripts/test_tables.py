@@ -481,6 +481,7 @@ def test_the_table_over_gain(made: SimpleNamespace, tmp_path: Path) -> None:
             for epochs in (2, 4):
                 longer = tmp_path / "results" / "s" / "length" / f"{name[:-4]}.epochs{epochs}.csv"
                 made.run(longer, lr=0.1, seed=seed, epochs=epochs, **options)
+    made.run(folder / "adam.csv", lr=0.001, acme=True, adam=True, gain=3.0, unbiased_squares=True)
     made.run(folder / "stray.csv", lr=0.1, acme=True, depth=16)
     command = [sys.executable, str(ROOT / "scripts" / "make_gain_table.py"), "--study", "s"]
     folders = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "figures")]
@@ -489,6 +490,7 @@ def test_the_table_over_gain(made: SimpleNamespace, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "figures" / "s" / "gain.csv")
     assert list(zip(table.optimizer, table.gain, table.adapt_every, table.search_steps, table.seeds, strict=True)) == [
         ("SGD", 1, 1, 0, 2), ("SGD + ACME", 1, 1, 0, 2), ("SGD + ACME", 3, 10, 9, 2),
+        ("Adam + ACME, unbiased squares", 3, 1, 0, 1),
     ]  # fmt: skip
     last = [pd.read_csv(path).iloc[-1] for path in sorted(folder.glob("sgd-acme.gain3*.csv"))]
     assert table.error_mean[2] == pytest.approx(100 * sum(row.test_error for row in last) / 2)
