@@ -1,6 +1,6 @@
-# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|reduced|paper, DATA_DIR (holds
-# cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), TEST_JOBS, SEED (test-long), PYTHON3
-# (makes .venv).
+# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|reduced|paper, PRECISION
+# (float32|bfloat16, instead of the preset's), DATA_DIR (holds cifar-100-python/), RESULTS and FIGURES (folders), STUDY
+# (tables, figures), TEST_JOBS, SEED (test-long), PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash

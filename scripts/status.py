@@ -39,14 +39,15 @@ class Entry:
 
 
 def configurations(lines: Iterable[str]) -> list[RunConfig]:
-    """What the training script makes of the commands."""
+    """What the training script makes of the commands; a run that two sweeps share counts once."""
     specification = importlib.util.spec_from_file_location(
         "cifar100_acme", ROOT / "icassp25" / "cifar100.acme.py"
     )
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
-    return [script.parse(shlex.split(line)[2:]) for line in lines if line.strip()]
+    parsed = [script.parse(shlex.split(line)[2:]) for line in lines if line.strip()]
+    return list({config.output: config for config in parsed}.values())
 
 
 def look_at(config: RunConfig) -> Entry:

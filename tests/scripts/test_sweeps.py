@@ -432,3 +432,5 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
     assert missing(PRESET="quick") == reproduced + 100
+    (tmp_path / "quick" / "variants").mkdir()
+    assert missing(PRESET="quick") == reproduced + 100 + 11  # and two that are among those beside peers
