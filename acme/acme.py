@@ -670,8 +670,10 @@ class Acme(Optimizer):
         # Equal groups are one here, so that dividing the parameters among them changes no sum.
         equal: dict[Any, dict[str, Any]] = {}
         found = [
-            (equal.setdefault(_settings(group), group), name, param)
-            for group in self.param_groups
+            (first, name, param)
+            for first, group in [
+                (equal.setdefault(_settings(group), group), group) for group in self.param_groups
+            ]
             for name, param in zip(group.get("param_names", repeat("")), group["params"], strict=False)
             if param.grad is not None or (trial.ranks is not None and param.requires_grad)
         ]
@@ -684,14 +686,14 @@ class Acme(Optimizer):
         fresh = self._fresh(found)
         if fresh and not self._begin_averages(trial, value, found, fresh):
             return
-        devices = {param.device for _, _, param in found}
-        trial.ahead_of_device &= not (fresh or self._zeros) and devices == {value.device}
-        trial.ahead_of_device &= value.device.type not in ("cpu", "mps")
-        zeros = self._zeros.intersection(param for _, _, param in found)
+        trial.ahead_of_device &= value.device.type not in ("cpu", "mps") and not (fresh or self._zeros)
+        if trial.ahead_of_device:
+            trial.ahead_of_device = {param.device for _, _, param in found} == {value.device}
+        zeros = self._zeros.intersection(param for _, _, param in found) if self._zeros else set()
         while True:
             plan = trial.plan = self._planned(trial, found, zeros)
             trial.buckets = plan.buckets
-            still = [param for _, _, param in found if param in zeros]
+            still = [param for _, _, param in found if param in zeros] if zeros else []
             sums = [bucket.ascent() for bucket in plan.buckets] if options["asam"] else self._moments(trial)
             reading = trial.read(value, sums, still)
             if reading.later:
@@ -731,10 +733,11 @@ class Acme(Optimizer):
     def _fresh(self, found: list[tuple[dict[str, Any], str, Tensor]]) -> list[tuple[dict[str, Any], Tensor]]:
         """The parameters whose averages begin in this step, or perhaps do."""
         key = "exp_avg_sq" if self.param_groups[0]["adam"] else "exp_avg"
+        unsure, state = self._unsure, self.state
         return [
             (group, param)
             for group, _, param in found
-            if param in self._unsure or key not in self.state.get(param, ())
+            if key not in state.get(param, ()) or (unsure and param in unsure)
         ]
 
     def _begin_averages(
@@ -1313,6 +1316,9 @@ class _Bucket:
         self.ordered = ordered  # in the order of the parameters' memory, else that of their indices
         self.strides = [_local(owner).stride() for owner in owners] if ordered else []
         self.sharded = any(_is_dtensor(owner) for owner in owners)
+        elements = self._locals(owners)
+        self.sizes = [tensor.numel() for tensor in elements]
+        self.vectors = all(tensor.ndim == 1 for tensor in elements)
         self.views: dict[int, Tensor] = {}  # of a span, the elements of what lies at an address
         self.buffers: dict[str, Tensor] = {}  # of a span on the CPU, kept from step to step
         self.scratch: _Scratch
@@ -1334,9 +1340,7 @@ class _Bucket:
         self.dtype = self.m[0].dtype
         self.beta1, _ = self.group["betas"]
         self.factors = _factors(self.group, self.dtype)
-        self.length = (
-            sum(p.numel() for p in self.params) if self.span is None else self.span[1] - self.span[0]
-        )
+        self.length = sum(self.sizes) if self.span is None else self.span[1] - self.span[0]
         self.weights: Tensor | None = None  # where the step starts, once saved
         self.packed_gradient: Tensor | None = None  # of this evaluation
         self.largest: Tensor | None = None  # of a pack, each parameter's largest magnitude in the gradient
@@ -1373,7 +1377,7 @@ class _Bucket:
             )
         if len(tensors) == 1:  # of which flattening gives a view
             return tensors[0].flatten().clone()
-        return torch.cat(tensors) if _all_vectors(tensors) else torch._C._nn.flatten_dense_tensors(tensors)
+        return torch.cat(tensors) if self.vectors else torch._C._nn.flatten_dense_tensors(tensors)
 
     def keep(self, name: str, tensor: Tensor, scratch: bool = False) -> Tensor:
         """A copy that outlives the evaluations; of a pack, `tensor` is one already, if it is not `scratch` memory.
@@ -1397,9 +1401,9 @@ class _Bucket:
                 elements.copy_(values)
         elif self.ordered:
             views = [_elements(t, strides) for t, strides in zip(tensors, self.strides, strict=True)]
-            torch._foreach_copy_(views, list(torch.split(values, [t.numel() for t in tensors])))
-        elif _all_vectors(tensors):
-            torch._foreach_copy_(tensors, list(torch.split(values, [t.numel() for t in tensors])))
+            torch._foreach_copy_(views, list(torch.split(values, self.sizes)))
+        elif self.vectors:
+            torch._foreach_copy_(tensors, list(torch.split(values, self.sizes)))
         else:
             torch._foreach_copy_(tensors, list(torch._C._nn.unflatten_dense_tensors(values, tensors)))
 
@@ -1410,7 +1414,7 @@ class _Bucket:
         if self.span is not None:
             start, stop = self.span
             return self.trial.ordered(self.owners[0], self.strides[0])[start:stop]
-        result = self.read(self.trial.gradients_of(self.owners))
+        result = self.read(self._locals(_gradients(self.owners)))
         if self.trial.looks:  # which reads it again
             self.packed_gradient = result
         return result
@@ -1486,11 +1490,11 @@ class _Bucket:
             return
         if g.device.type == "cpu":
             if self.offsets is None:
-                ends = torch.tensor([0] + [param.numel() for param in self.params]).cumsum(0)
+                ends = torch.tensor([0, *self.sizes]).cumsum(0)
                 self.offsets = ends
             largest = torch.segment_reduce(g.abs(), "max", offsets=self.offsets)
         else:
-            largest = torch.stack(torch._foreach_norm(self.trial.gradients_of(self.owners), math.inf))
+            largest = torch.stack(torch._foreach_norm(self._locals(_gradients(self.owners)), math.inf))
         self.largest = largest.to(_sum_dtype(g.device))
 
     def scaled_ascent(self) -> tuple[Tensor, Tensor | None]:
@@ -2135,10 +2139,6 @@ def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
-def _all_vectors(tensors: list[Tensor]) -> bool:
-    return all(tensor.ndim == 1 for tensor in tensors)
-
-
 class _Surroundings:
     """The random generators and the model's buffers at one moment, to return to."""
 
@@ -2189,7 +2189,9 @@ class _Trial:
         self.scaler, self.scaled = scaler, optimizer._scaled
         self.compile = optimizer._compile
         self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
-        self.devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
+        self.devices = sorted(
+            (d for d in {p.device for p in params} if d.type not in ("cpu", "meta")), key=str
+        )
         self.device = params[0].device if params else torch.device("cpu")
         self.before = _Surroundings(self.model, self.devices)
         self.after: _Surroundings | None = None
@@ -2250,7 +2252,7 @@ class _Trial:
 
     def gradients_of(self, params: list[Tensor]) -> list[Tensor]:
         """The gradients' elements on this rank; a missing gradient counts as zero."""
-        return [_local(torch.zeros_like(p) if p.grad is None else p.grad) for p in params]
+        return _locals(_gradients(params))
 
     def ordered(self, owner: Tensor, strides: tuple[int, ...]) -> Tensor:
         """A gradient's elements in its parameter's memory order; the last is remembered, for all spans of it."""
@@ -2388,7 +2390,7 @@ def _squares(tensors: list[Tensor]) -> list[Tensor]:
     """Squared Euclidean norm of each: float64, 0-dimensional; of what this rank holds."""
     if not tensors:
         return []
-    tensors = [_local(tensor) for tensor in tensors]
+    tensors = _locals(tensors)
     norms = torch._foreach_norm(tensors, 2, dtype=_sum_dtype(tensors[0].device))
     return list(torch._foreach_mul(norms, norms))
 
@@ -2467,6 +2469,16 @@ def _local(tensor: Tensor) -> Tensor:
         return tensor
     local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return local
+
+
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    """A missing gradient counts as zero."""
+    return [torch.zeros_like(p) if (gradient := p.grad) is None else gradient for p in params]
+
+
+def _locals(tensors: list[Tensor]) -> list[Tensor]:
+    """`_local` of each."""
+    return [_local(t) for t in tensors] if "torch.distributed.tensor" in sys.modules else tensors
 
 
 def _share(param: Any, ranks: int) -> float:
