@@ -23,5 +23,9 @@ for seed in $PEER_SEEDS; do
         run "variants/adam-unbiased-$variant.seed$seed" --seed "$seed" --lr 0.001 --adam --unbiased-squares \
             --acme-script research.$variant
     done
+    for lr in 1 0.000001; do # what did best, from other starts
+        run "variants/adam-unbiased-averaged.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam --unbiased-squares \
+            --acme-script research.averaged
+    done
 done
 report

@@ -433,4 +433,4 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
     (tmp_path / "quick" / "peers").mkdir(parents=True)
     assert missing(PRESET="quick") == reproduced + 100
     (tmp_path / "quick" / "variants").mkdir()
-    assert missing(PRESET="quick") == reproduced + 100 + 11  # and two that are among those beside peers
+    assert missing(PRESET="quick") == reproduced + 100 + 13  # and two that are among those beside peers
