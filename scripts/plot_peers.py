@@ -229,7 +229,7 @@ def plot_budget(study: PeerStudy) -> Figure:
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True, sharey="row")
-    lowest = study.chance
+    lowest, complete = study.chance, []
     for row, outwards, order in zip(
         grid, (False, True), ("scales in random order", "from the default outwards"), strict=True
     ):
@@ -244,6 +244,7 @@ def plot_budget(study: PeerStudy) -> Figure:
                 found = [study.budget(method.key, count, outwards) for count in draws]
                 x, means = [cost * count for count in draws], [spread(values)[0] for values in found]
                 lowest = min([lowest, *means])
+                complete.append(len(found[0]))
                 axes.plot(x, means, **look)
             axes.set_title(f"{family}: {order}")
         row[0].set_ylabel("test error, %")
@@ -253,7 +254,12 @@ def plot_budget(study: PeerStudy) -> Figure:
     for axes in grid[1]:
         axes.set_xlabel("gradient evaluations in all, search included")
     legends(figure, grid[1], study, extra=[chance_handle(study)], drawn=searched)
-    title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.whole_caption)
+    mean = "Mean over seeds. " if len(study.seeds) > 1 else ""
+    if complete and min(complete) < len(study.seeds):
+        fewest, most = min(complete), max(complete)
+        count = f"{most}" if fewest == most else f"{fewest} to {most}"
+        mean = f"Mean over the seeds that have every scale, {count} of {len(study.seeds)}. "
+    title(figure, mean + study.whole_caption)
     return figure
 
 

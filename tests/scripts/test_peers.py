@@ -129,6 +129,15 @@ def test_what_is_missing_diverged_or_foreign_is_named(study: SimpleNamespace) ->
         assert "×" not in (study.out / f"{name}.tex").read_text()
 
 
+def test_the_figure_of_the_budget_says_how_many_seeds_count(study: SimpleNamespace, script: Any) -> None:
+    loaded = script("peer_study").load_peers(study.results, "s")
+    drawn = script("plot_peers").plot_budget(loaded)
+    said = " ".join(drawn.get_suptitle().split())
+    assert said.startswith(
+        f"Mean over the seeds that have every scale, 1 to {len(loaded.seeds)} of {len(loaded.seeds)}. "
+    )
+
+
 def test_figures_and_report(study: SimpleNamespace) -> None:
     for name in ("peers_robustness", "peers_price", "peers_budget"):
         assert (study.out / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
