@@ -187,8 +187,9 @@ class PeerStudy:
         Seconds are those that the steps take in the benchmark, if it has measured this study, else the runs' own.
         """
         if column == "seconds" and self.step_seconds:
-            # What differs in the averages' first values alone takes as long.
-            timed = key.removesuffix("-half").replace("-unbiased", "-rare")
+            timed = key.removesuffix("-half")
+            if timed not in self.step_seconds:  # what differs in the averages' first values alone takes as long
+                timed = timed.replace("-unbiased", "-rare")
             steps, step = self.cost(key, "steps"), self.step_seconds.get(timed)
             return steps * step if steps is not None and step is not None else None
         values = [

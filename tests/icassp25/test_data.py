@@ -484,7 +484,7 @@ def synthetic() -> data.CifarData:
 
 def test_the_synthetic_set_has_the_form_of_cifar(synthetic):
     assert synthetic.train_images.shape == (5_000, 3, 32, 32) and synthetic.train_images.dtype == torch.uint8
-    assert synthetic.test_images.shape == (1_000, 3, 32, 32)
+    assert synthetic.test_images.shape == (500, 3, 32, 32)
     assert synthetic.validation_images.shape == (1_000, 3, 32, 32)
     for labels in (synthetic.train_labels, synthetic.validation_labels, synthetic.test_labels):
         assert labels.dtype == torch.int64
@@ -493,7 +493,7 @@ def test_the_synthetic_set_has_the_form_of_cifar(synthetic):
     assert torch.equal(synthetic.mean, mean) and torch.equal(synthetic.std, std)
     # No image is in two of the sets, nor twice in one.
     sets = (synthetic.train_images, synthetic.validation_images, synthetic.test_images)
-    assert len({image.tobytes() for images in sets for image in images.numpy()}) == 7_000
+    assert len({image.tobytes() for images in sets for image in images.numpy()}) == 6_500
 
 
 def test_a_synthetic_image_does_not_depend_on_how_many_are_made(synthetic):
