@@ -188,7 +188,8 @@ class PeerStudy:
         """
         if column == "seconds" and self.step_seconds:
             timed = key.removesuffix("-half")
-            if timed not in self.step_seconds:  # what differs in the averages' first values alone takes as long
+            # What differs in the averages' first values alone takes as long.
+            if timed not in self.step_seconds:
                 timed = timed.replace("-unbiased", "-rare")
             steps, step = self.cost(key, "steps"), self.step_seconds.get(timed)
             return steps * step if steps is not None and step is not None else None
