@@ -1,6 +1,6 @@
 # `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|reduced|paper, PRECISION
 # (float32|bfloat16, instead of the preset's), DATA_DIR (holds cifar-100-python/), RESULTS and FIGURES (folders), STUDY
-# (tables, figures), TEST_JOBS, SEED (test-long), PYTHON3 (makes .venv).
+# (tables, figures), STUDIES (overview), TEST_JOBS, SEED (test-long), PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -9,9 +9,9 @@ PYTHON3 ?= python3
 TEST_JOBS ?= 2
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-export PRESET STUDY RESULTS FIGURES DATA_DIR
+export PRESET STUDY STUDIES RESULTS FIGURES DATA_DIR
 
-.PHONY: help reproduce status data smoke tables figures report bench test test-long test-slurm lint clean
+.PHONY: help reproduce status data smoke tables figures report overview bench test test-long test-slurm lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*## |^[a-z-]+:  ## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -53,6 +53,9 @@ figures: $(VENV)/ready  ## rebuild the figures of PRESET (or STUDY) from its CSV
 
 report: figures  ## one page of PRESET (or STUDY): tables, figures, runs, environment
 	@PYTHON=$(PYTHON) scripts/rebuild.sh report
+
+overview: $(VENV)/ready  ## ACME beside its peers on several tasks (STUDIES): one figure, one table
+	@PYTHON=$(PYTHON) scripts/rebuild.sh overview
 
 bench: $(VENV)/ready-bench  ## cost of a step and of epochs beside peers, into results/benchmarks/
 	$(PYTHON) -W ignore::UserWarning benchmarks/step_cost.py

@@ -6,6 +6,7 @@ Writes peers_robustness, peers_price and peers_budget, .pdf and .png, to OUT/STU
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -119,62 +120,75 @@ def chance(axes: Axes, study: PeerStudy) -> None:
     axes.axhline(study.chance, color=GREY, linestyle=":", linewidth=1, zorder=1)
 
 
-def chance_handle(study: PeerStudy) -> Any:
+def chance_handle(study: PeerStudy | None = None) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=GREY, linestyle=":", label=f"chance ({study.chance:.3g} %)")
+    label = "chance" if study is None else f"chance ({study.chance:.3g} %)"
+    return Line2D([], [], color=GREY, linestyle=":", label=label)
+
+
+CROSSES = {"linestyle": "", "marker": "x", "markersize": 4}
+"""Of scales from which some seed diverged."""
+
+
+def draw_robustness(axes: Axes, study: PeerStudy, family: str) -> tuple[float, int]:
+    """A family's last-epoch test errors over the scales: the lowest, and how many lines of crosses are above the panel."""
+    chance(axes, study)
+    lowest = study.chance
+    lost: dict[str, list[float]] = {}
+    for method in shown(study, family):
+        look = LOOKS[method.key]
+        groups = {scale: study.group(method.key, scale) for scale in study.scales}
+        errors = {scale: list(group.errors.values()) for scale, group in groups.items() if group.finished}
+        lowest = min([lowest, *(min(values) for values in errors.values())])
+        means = np.array([statistics.fmean(values) for values in errors.values()])
+        bars = [
+            means - [min(values) for values in errors.values()],
+            [max(values) for values in errors.values()] - means,
+        ]
+        axes.errorbar(
+            list(errors), means, bars if len(study.seeds) > 1 else None, capsize=2, elinewidth=0.8, **look
+        )
+        if any(group.diverged for group in groups.values()):
+            lost[look["color"]] = [scale for scale, group in groups.items() if group.diverged]
+    for i, (color, scales) in enumerate(lost.items()):
+        # Above the axis of errors, one line for each that diverged.
+        above, height = axes.get_xaxis_transform(), [1.02 + 0.03 * i] * len(scales)
+        axes.plot(scales, height, transform=above, clip_on=False, color=color, **CROSSES)
+    return lowest, len(lost)
+
+
+def robustness_axes(axes: Axes, study: PeerStudy, lowest: float, decades: int = 1) -> None:
+    """The two axes of `draw_robustness`, with labels so many decades apart."""
+    axes.set_xscale("log")
+    named = [abs(math.remainder(math.log10(scale), decades)) < 1e-6 for scale in study.scales]
+    axes.set_xticks(study.scales, [f"×{x:g}" * name for x, name in zip(study.scales, named, strict=True)])
+    axes.minorticks_off()
+    error_ticks(axes, lowest)
+    bottom = 0.8 * lowest if lowest < LOW_ERROR else max(0, lowest - 0.08 * (100 - lowest))
+    axes.set_ylim(bottom, 100)
+
+
+def diverged_handle() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=GREY, label="diverged (some seed)", **CROSSES)
 
 
 def plot_robustness(study: PeerStudy) -> Figure:
     """Last-epoch test error against the multiple of each method's default scale; crosses above the panel diverged."""
     from matplotlib import pyplot
-    from matplotlib.lines import Line2D
 
     figure, grid = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 4.0), sharex=True, sharey=True)
-    lowest, most = study.chance, 0
+    drawn = [draw_robustness(axes, study, family) for axes, family in zip(grid, FAMILIES, strict=True)]
+    lowest, most = min(low for low, _ in drawn), max(lines for _, lines in drawn)
+    robustness_axes(grid[0], study, lowest)
     for axes, family in zip(grid, FAMILIES, strict=True):
-        chance(axes, study)
-        lost: dict[str, list[float]] = {}
-        for method in shown(study, family):
-            look = LOOKS[method.key]
-            groups = {scale: study.group(method.key, scale) for scale in study.scales}
-            errors = {scale: list(group.errors.values()) for scale, group in groups.items() if group.finished}
-            lowest = min([lowest, *(min(values) for values in errors.values())])
-            means = np.array([statistics.fmean(values) for values in errors.values()])
-            bars = [
-                means - [min(values) for values in errors.values()],
-                [max(values) for values in errors.values()] - means,
-            ]
-            axes.errorbar(
-                list(errors), means, bars if len(study.seeds) > 1 else None, capsize=2, elinewidth=0.8, **look
-            )
-            if any(group.diverged for group in groups.values()):
-                lost[look["color"]] = [scale for scale, group in groups.items() if group.diverged]
-        for i, (color, scales) in enumerate(lost.items()):
-            # Above the axis of errors, one line for each that diverged.
-            height = axes.get_xaxis_transform()
-            axes.plot(
-                scales, [1.02 + 0.03 * i] * len(scales), transform=height, clip_on=False, color=color, linestyle="",
-                marker="x", markersize=4,
-            )  # fmt: skip
-        most = max(most, len(lost))
         axes.set_xlabel("scale, in multiples of the method's default")
-    axes = grid[0]
-    axes.set_xscale("log")
-    axes.set_xticks(study.scales, [f"×{scale:g}" for scale in study.scales])
-    axes.minorticks_off()
-    for panel, family in zip(grid, FAMILIES, strict=True):
-        panel.tick_params(axis="x", labelsize=6.5)
-        panel.set_title(f"{family} and what builds on it", pad=6 + 5.5 * most)
-    error_ticks(axes, lowest)
-    bottom = 0.8 * lowest if lowest < LOW_ERROR else max(0, lowest - 0.08 * (100 - lowest))
-    axes.set_ylim(bottom, 100)
-    axes.set_ylabel("test error after the last epoch, %")
-    extra = [chance_handle(study)]
-    if most:
-        crosses = {"color": GREY, "linestyle": "", "marker": "x", "markersize": 4}
-        extra.append(Line2D([], [], **crosses, label="diverged (some seed)"))
-    legends(figure, grid, study, extra=extra)
+        axes.tick_params(axis="x", labelsize=6.5)
+        axes.set_title(f"{family} and what builds on it", pad=6 + 5.5 * most)
+    grid[0].set_ylabel("test error after the last epoch, %")
+    legends(figure, grid, study, extra=[chance_handle(study), *[diverged_handle()] * bool(most)])
     bars = "Mean over seeds, bars from the smallest to the largest. " if len(study.seeds) > 1 else ""
     title(figure, bars + study.whole_caption)
     return figure

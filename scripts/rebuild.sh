@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Tables, figures or the report of one study, from the CSVs in results/ alone.
+# Tables, figures or the report of one study, from the CSVs in results/ alone; or the overview of several, ACME beside
+# its peers on all of them.
 #
 #   [PRESET=quick | STUDY=NAME] [RESULTS=results] [FIGURES=figures] scripts/rebuild.sh tables|figures|report
+#   [STUDIES="short-float32 text digits"] [RESULTS=results] [FIGURES=figures] scripts/rebuild.sh overview
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,8 +33,12 @@ figures)
 report)
     "$PYTHON" scripts/make_report.py "${arguments[@]}"
     ;;
+overview)
+    read -ra studies <<<"${STUDIES:-short-float32 text digits}"
+    "$PYTHON" scripts/peer_overview.py --results "${RESULTS:-results}" --out "${FIGURES:-figures}" --studies "${studies[@]}"
+    ;;
 *)
-    echo "usage: scripts/rebuild.sh tables|figures|report" >&2
+    echo "usage: scripts/rebuild.sh tables|figures|report|overview" >&2
     exit 2
     ;;
 esac

@@ -176,6 +176,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleTy
     known = set(sys.modules)
     yield importlib.import_module
     for name in ("study", "make_tables", "plot_curves", "plot_robustness", "peer_study", "make_peer_tables",
-                 "plot_peers"):  # fmt: skip
+                 "plot_peers", "peer_overview"):  # fmt: skip
         if name not in known:
             sys.modules.pop(name, None)

@@ -228,6 +228,52 @@ def test_a_study_of_another_task_says_which(
     assert script("plot_peers").chance_handle(study).get_label() == "chance (88.2 %)"
 
 
+def test_overview_of_two_tasks(
+    study: SimpleNamespace, made: SimpleNamespace, script: Any, tmp_path: Path
+) -> None:
+    made.peers(study.results / "t" / "peers", (42, 43), SCALES, **TEXT)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "peer_overview.py"), "--results", str(study.results),
+         "--out", str(tmp_path), "--studies", "s", "t"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "peers" / "overview.csv").set_index(["optimizer", "task"])
+    assert len(table) == 2 * 14
+    own = pd.read_csv(study.out / "peers.csv").set_index("optimizer")
+    budget = pd.read_csv(study.out / "peers_budget.csv")
+    one = budget[budget.runs == 1].groupby("optimizer").random_error_mean.first()
+    for title in ("Prodigy", "SGD", "SAM", "SGD + ACME, rare look-ahead"):
+        line = table.loc[(title, "CIFAR-100")]
+        for column in ("default_error_mean", "default_error_std", "tuned_error_mean", "chosen"):
+            assert line[column] == pytest.approx(own.loc[title, column])
+        assert line["random_error"] == pytest.approx(one[title])
+        steps = 1 if title in ("Prodigy", "SGD") else 2 if title == "SAM" else pytest.approx(1.1, abs=0.03)
+        assert line["evaluations_per_step"] == steps
+    assert table.loc[("Prodigy", "CIFAR-100"), "random_seeds"] == 1  # one of seed 43's runs is missing
+    page = (tmp_path / "peers" / "overview.md").read_text()
+    assert "- CIFAR-100: Missing: Prodigy, 1 of 6 runs." in page and "text: random" in page
+    assert (tmp_path / "peers" / "overview.png").exists() and (tmp_path / "peers" / "overview.pdf").exists()
+
+    figure = script("peer_overview").plot_overview(
+        [script("peer_study").load_peers(study.results, name) for name in ("s", "t")]
+    )
+    titles = [axes.get_title() for axes in figure.get_axes()]
+    assert titles == ["CIFAR-100 (WRN)", "text (transformer)"] * 2
+    for family, legend in zip(("SGD", "Adam"), [row.legends[0] for row in figure.subfigs], strict=True):
+        names = [text.get_text() for text in legend.get_texts()]
+        methods = script("peer_study").METHODS.values()
+        assert names[:7] == [m.title for m in methods if m.family == family and not m.half]
+
+
+def test_overview_of_a_study_that_is_not_there(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "peer_overview.py"), "--results", str(tmp_path), "--studies", "x"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "holds no finished run" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_chance_is_that_of_the_data_set(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
     for dataset, model, chance in (("cifar100", "WRN", 99.0), ("digits", "MLP", 90.0)):
         made.run(tmp_path / f"{dataset}.csv", dataset=dataset, model=model)
