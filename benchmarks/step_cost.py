@@ -203,7 +203,7 @@ def memory(
             with (
                 without_stderr(),
                 torch.profiler.profile(
-                    activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+                    activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
                 ) as profile,
             ):
                 for _ in range(3):
