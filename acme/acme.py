@@ -229,9 +229,10 @@ def adapt(l0: float, l1: float, p0: float, p1: float, alpha: float, beta1: float
 def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int = 0) -> tuple[float, bool]:
     """The step size to try next, from what a step of `alpha` told, while nothing moves (`search_steps`).
 
-    A step is too short where the slope at its end is still more than half of that at the start and the loss not higher,
-    else too long. The search ends at a step size that is too short where ten times as much is too long. From there the step size grows by itself, as far as the training bears. If the direction is not downhill at
-    the start, the batch says nothing: `alpha`, as it is.
+    A step is too short where the slope at its end is still more than half of that at the start and the loss
+    not higher, else too long. The search ends at a step size that is too short where ten times as much is too
+    long; from there the step size grows by itself, as far as the training bears. If the direction is not
+    downhill at the start, the batch says nothing: `alpha`, as it is.
 
     Args:
         l0, l1: losses at the start, finite, and at the look-ahead point.
@@ -240,7 +241,8 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
         latest: 1 if the search has made the step size larger, -1 if smaller, 0 if neither.
 
     Returns:
-        The next step size, and whether the search is over. The weights move only in a step that ends it at its `alpha`.
+        The next step size, and whether the search is over. The weights move only in a step that ends it at
+        its `alpha`.
     """
     if not (math.isfinite(l1) and math.isfinite(p0) and math.isfinite(p1)):
         return alpha / SEARCH_FACTOR, False

@@ -1,6 +1,7 @@
 """No bias correction: the squared average begins at the first gradient's mean square, and is forgotten by β2^t.
 
-Beside `unbiased_squares` it tells apart what comes of steps that lengthen by themselves from what comes of one scale a tensor.
+Beside `unbiased_squares` it tells apart what comes of steps that lengthen by themselves from what comes of one
+scale a tensor.
 """
 
 from __future__ import annotations
