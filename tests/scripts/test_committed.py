@@ -1,0 +1,40 @@
+"""What is committed under figures/, and quoted in the README, is what the committed runs give."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted(
+    path.name for path in (ROOT / "results").iterdir() if path.is_dir() and path.name != "benchmarks"
+)
+
+
+@pytest.mark.parametrize("name", [*STUDIES, "overview"])
+def test_tables_are_those_of_the_results(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "FIGURES": str(tmp_path), "STUDY": name}
+    what = "overview" if name == "overview" else "tables"
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "rebuild.sh"), what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.md"))
+    assert made
+    for path in made:
+        assert (tmp_path / path).read_text() == (ROOT / "figures" / path).read_text(), path
+
+
+def test_the_readme_quotes_the_overview() -> None:
+    rows = [
+        line for line in (ROOT / "figures/peers/overview.md").read_text().splitlines() if line[0:1] == "|"
+    ]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text()
