@@ -336,11 +336,11 @@ def group_numbers(group: Group) -> dict[str, object]:
     }
 
 
-def error_text(group: Group) -> str:
+def error_text(group: Group, digits: int = 2) -> str:
     mean, deviation = group.mean_error(), group.deviation()
     if mean is None:
         return "diverged" if group.diverged else NOTHING
-    text = f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+    text = f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
     if group.diverged:
         text += "*"
     return text

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from make_tables import NOTHING, Column, Table, group_numbers, write_tables
+from make_tables import NOTHING, Column, Table, error_text, group_numbers, write_tables
 from peer_study import METHODS, Method, PeerStudy, load_peers, spread
 from plot_peers import (
     FAMILIES,
@@ -23,7 +23,7 @@ from plot_peers import (
     draw_robustness,
     robustness_axes,
 )
-from study import FULL_WIDTH, Group, UsageError, save, style
+from study import FULL_WIDTH, UsageError, save, style
 
 from icassp25.config import RunConfig
 
@@ -52,16 +52,6 @@ def methods_of(studies: Sequence[PeerStudy]) -> list[Method]:
     return [method for key, method in METHODS.items() if key in there]
 
 
-def short(group: Group) -> str:
-    """Mean ± standard deviation over the seeds, to a tenth of a percent."""
-    found = spread(list(group.errors.values()))
-    if found is None:
-        return "diverged" if group.diverged else NOTHING
-    mean, deviation = found
-    text = f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
-    return text + "*" * bool(group.diverged)
-
-
 def per_step(study: PeerStudy, key: str) -> float | None:
     """Gradient evaluations a step, on average over a training."""
     evaluations, steps = study.cost(key), study.cost(key, "steps")
@@ -82,7 +72,11 @@ def overview_table(studies: Sequence[PeerStudy]) -> Table:
         for study in studies:
             default, (tuned, chosen) = study.default(method.key), study.tuned(method.key)
             drawn = spread(study.budget(method.key, 1))
-            line += [short(default), short(tuned), NOTHING if drawn is None else f"{drawn[0]:.1f}"]
+            line += [
+                error_text(default, 1),
+                error_text(tuned, 1),
+                NOTHING if drawn is None else f"{drawn[0]:.1f}",
+            ]
             sides = (("default", default), ("tuned", tuned))
             numbers.append(
                 {"optimizer": method.title, "task": task(study)}
