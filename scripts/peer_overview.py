@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from make_peer_tables import prefixed
 from make_tables import NOTHING, Column, Table, error_text, group_numbers, write_tables
 from peer_study import METHODS, Method, PeerStudy, load_peers, spread
 from plot_peers import (
@@ -59,8 +60,8 @@ def per_step(study: PeerStudy, key: str) -> float | None:
 
 
 def evaluations_text(values: Sequence[float]) -> str:
-    words = list(dict.fromkeys(f"{value:.3g}" for value in sorted(values)))
-    return " to ".join(dict.fromkeys((words[0], words[-1]))) if words else NOTHING
+    ends = [f"{value:.3g}" for value in (min(values), max(values))] if values else [NOTHING]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def overview_table(studies: Sequence[PeerStudy]) -> Table:
@@ -77,15 +78,11 @@ def overview_table(studies: Sequence[PeerStudy]) -> Table:
                 error_text(tuned, 1),
                 NOTHING if drawn is None else f"{drawn[0]:.1f}",
             ]
-            sides = (("default", default), ("tuned", tuned))
             numbers.append(
                 {"optimizer": method.title, "task": task(study)}
                 | {"evaluations_per_step": per_step(study, method.key)}
-                | {
-                    f"{side}_{name}": value
-                    for side, group in sides
-                    for name, value in group_numbers(group).items()
-                }
+                | prefixed("default", group_numbers(default))
+                | prefixed("tuned", group_numbers(tuned))
                 | {"chosen": chosen, "scales": len(study.scales)}
                 | {"random_error": drawn[0] if drawn else None}
                 | {"random_seeds": len(study.searches(method.key))}
