@@ -17,11 +17,11 @@ import inspect
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
@@ -702,7 +702,7 @@ class Acme(Optimizer):
                 break
             if not self._read_finite(trial, reading, "at the start"):
                 return
-            trial.l0 = float(reading.loss)
+            trial.l0 = reading.loss
             now_zero = plan.zeros(reading, still)
             if now_zero == zeros:
                 break
@@ -828,7 +828,7 @@ class Acme(Optimizer):
     def _read_finite(self, trial: _Trial, reading: _Reading, where: str) -> bool:
         """Whether what was read is finite; see `_finite`."""
         clipped = self.param_groups[0]["max_grad_norm"] is not None
-        return self._finite(trial, float(reading.loss), reading.finite(clipped), where)
+        return self._finite(trial, reading.loss, reading.finite(clipped), where)
 
     def _finite(self, trial: _Trial, loss: float, gradient: bool, where: str) -> bool:
         """Whether the step can go on: loss and `gradient` are finite.
@@ -870,17 +870,15 @@ class Acme(Optimizer):
         trial.first = reading
         trial.limit = _limit(trial.plan, reading.totals, trial.clip)
         trial.factor = trial.limit * trial.clip
-        if not reading.later:
-            trial.limit, trial.factor = float(trial.limit), float(trial.factor)
+        if not isinstance(trial.factor, Tensor):
             trial.known_factor = trial.factor
 
     def _ascend(self, trial: _Trial) -> None:
         """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
         assert trial.start is not None
-        norm = trial.start.totals[:, 0].sum().sqrt()
+        norm = _root_of_sum(trial.start.totals, 0)
         for bucket in trial.buckets:
-            size = bucket.group["rho"] / (norm + ASAM_FLOOR)
-            bucket.climb(size if trial.start.later else float(size))
+            bucket.climb(bucket.group["rho"] / (norm + ASAM_FLOOR))
 
     def _leap(self, trial: _Trial) -> None:
         """Update the averages and move by `lr`; with `acme`, by γ times the step size as it is."""
@@ -942,13 +940,13 @@ class Acme(Optimizer):
         self._catch_up(trial)
         start = trial.start
         assert start is not None
-        l0, l1, limit = trial.l0, float(reading.loss), float(trial.limit)
+        l0, l1, limit = trial.l0, reading.loss, float(trial.limit)
         p0 = p1 = 0.0
         for (group, *_), slope, (slope1, *_), (pg, _, gg, _) in zip(
             trial.plan.kinds,
-            reading.slopes.tolist() or repeat(None),
-            reading.totals.tolist(),
-            trial.first.totals.tolist(),
+            reading.slopes or repeat(None),
+            reading.totals,
+            trial.first.totals,
             strict=False,
         ):
             # Unless measured, by how the averages are updated: d = (β1·m + (1 - β1)·g')/D, with D as in the sums.
@@ -975,9 +973,9 @@ class Acme(Optimizer):
             target, over = search(l0, l1, p0, p1, alpha, options["search_latest"])
             moves = over and target == alpha
         worse = l1 > l0
-        clip1 = float(_clip(reading.totals, max_norm))
-        factor1 = clip1 * float(_limit(trial.plan, reading.totals, clip1))
-        clip = float(_clip(start.totals, max_norm)) if worse else clip1
+        clip1 = _clip(reading.totals, max_norm)
+        factor1 = clip1 * _limit(trial.plan, reading.totals, clip1)
+        clip = _clip(start.totals, max_norm) if worse else clip1
         length = (step if worse else alpha) if moves else 0.0
         used = l1 < l0 and moves  # the second gradient is
         if not (leapt and used and factor1 == 1):
@@ -994,7 +992,7 @@ class Acme(Optimizer):
                     group["step_size"] = min(max(group["step_size"], before / 2), 2 * before)
             self._settle(target / alpha - 1 if alpha > 0 else 0.0)
         self._report = Report(l0, l1, p0, p1, decision, alpha, applied, limit, trial.evaluations)
-        self._watch_for_clipping(float(start.totals[:, 3].sum().sqrt()), self._report)
+        self._watch_for_clipping(_root_of_sum(start.totals, 3), self._report)
 
     def _search(self, alpha: float, target: float, over: bool) -> None:
         """Take over what the search says: `target` instead of `alpha`, for all groups in proportion."""
@@ -1024,12 +1022,12 @@ class Acme(Optimizer):
         for reading, where in zip(trial.settled, ("at the start", "at ASAM's point"), strict=False):
             self._read_finite(trial, reading, where)
         self._check_ranks(start)
-        trial.l0 = float(start.loss)
+        trial.l0 = start.loss
         # Anew, from the same sums: the numbers on the device would have to be waited for. `factor` stays there,
         # so that all updates take the very same.
         clip = _clip(trial.first.totals, self.param_groups[0]["max_grad_norm"])
-        trial.limit = float(_limit(trial.plan, trial.first.totals, clip))
-        trial.known_factor = trial.limit * float(clip)
+        trial.limit = _limit(trial.plan, trial.first.totals, clip)
+        trial.known_factor = trial.limit * clip
         zeros = trial.plan.zeros(start, [])
         if zeros:
             self._zeros = zeros
@@ -1168,27 +1166,27 @@ class _Again(Exception):
     """The step has to be taken anew, with waiting for the device."""
 
 
+_Totals = (
+    Any  # of each kind of parameters four sums: lists of floats, or a float64 tensor still on the device
+)
+
+
 @dataclass
 class _Reading:
-    """The sums of one evaluation over all ranks; on the host, or still on the device (`later`)."""
+    """The sums of one evaluation over all ranks, on the host; `later`: still on the device, only `totals`."""
 
-    loss: Tensor  #: float64, 0-dimensional
-    #: float64 [kinds of parameters, 4]: see `_Bucket.moments` (`_Bucket.ascent` at ASAM's start)
-    totals: Tensor
-    largest: Tensor  #: for each parameter, positive if its gradient is not zero everywhere
-    squares: Tensor  #: of the gradients of parameters that took no part in the last step
-    slopes: Tensor  #: Σ d·g0 by kind of parameters, where it was asked for
-    uneven: bool  #: the ranks' gradients differ
-    later: bool
+    totals: _Totals  #: see `_Bucket.moments` (`_Bucket.ascent` at ASAM's start)
+    later: bool = False
+    loss: float = math.nan
+    largest: Sequence[float] = ()  #: for each parameter, positive if its gradient is not zero everywhere
+    squares: Sequence[float] = ()  #: of the gradients of parameters that took no part in the last step
+    slopes: Sequence[float] = ()  #: Σ d·g0 by kind of parameters, where it was asked for
+    uneven: bool = False  #: the ranks' gradients differ
 
     def finite(self, squares: bool) -> bool:
         """Whether all sums are finite; `squares`: the squared norms, too."""
-        sums = self.totals if squares else self.totals[:, :3]
-        return bool(
-            torch.isfinite(sums).all()
-            & torch.isfinite(self.largest).all()
-            & torch.isfinite(self.squares).all()
-        )
+        sums = chain.from_iterable(row if squares else row[:3] for row in self.totals)
+        return all(map(math.isfinite, chain(sums, self.largest, self.squares)))
 
 
 class _Plan:
@@ -1288,11 +1286,10 @@ class _Plan:
 
     def zeros(self, reading: _Reading, others: list[Tensor]) -> set[Tensor]:
         """The parameters whose gradient is zero everywhere; of `others`, `reading.squares` tells."""
-        alive = reading.largest.gt(0).tolist()
-        zeros = {param for (_, _, param), some in zip(self.entries, alive, strict=True) if not some}
-        return zeros | {
-            param for param, square in zip(others, reading.squares.tolist(), strict=True) if square == 0
+        zeros = {
+            param for (_, _, param), most in zip(self.entries, reading.largest, strict=True) if not most > 0
         }
+        return zeros | {param for param, square in zip(others, reading.squares, strict=True) if square == 0}
 
 
 class _Bucket:
@@ -2309,24 +2306,26 @@ class _Trial:
             dist.all_reduce(vector, group=self.ranks)
         self.pending.append((vector, lengths))
         if self.ahead_of_device and self.parts:
-            return self._reading(vector, lengths, later=True)
-        # To see whether gradients that ought to be averaged are: the variance of their sum over the ranks.
-        host = torch.cat([vector for vector, _ in self.pending]).cpu()
-        ends = [sum(lengths) for _, lengths in self.pending]
+            return _Reading(torch.split(vector, lengths)[1].view(-1, 4), later=True)
+        # One wait for the device: what was put off comes along.
+        numbers = iter(torch.cat([vector for vector, _ in self.pending]).tolist())
         *self.settled, latest = [
-            self._reading(vector, lengths, later=False)
-            for vector, (_, lengths) in zip(torch.split(host, ends), self.pending, strict=True)
+            self._reading([list(islice(numbers, length)) for length in lengths])
+            for _, lengths in self.pending
         ]
         self.pending = []
         return latest
 
-    def _reading(self, vector: Tensor, lengths: list[int], later: bool) -> _Reading:
-        loss, totals, slopes, largest, squares, *check = torch.split(vector, lengths)
+    def _reading(self, parts: list[list[float]]) -> _Reading:
+        """What `read` has put into a vector, from its parts on the host."""
+        [loss], totals, slopes, largest, squares, *check = parts
         uneven = False
-        if check and not later:
-            mean, mean_square = check[0].tolist()
+        if check:
+            # To see whether gradients that ought to be averaged are: the variance of their sum over the ranks.
+            mean, mean_square = check[0]
             uneven = mean_square - mean * mean > UNEVEN * mean * mean
-        return _Reading(loss[0], totals.view(-1, 4), largest, squares, slopes, uneven, later)
+        rows = [totals[i : i + 4] for i in range(0, len(totals), 4)]
+        return _Reading(rows, False, loss, largest, squares, slopes, uneven)
 
     def read_squares(self, loss: Tensor, squares: list[Tensor], params: list[Tensor]) -> list[float]:
         """The mean loss, and squared norms of what belongs to `params`, over all ranks, on the host."""
@@ -2406,30 +2405,43 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _limit(plan: _Plan, totals: Tensor, clip: float | Tensor) -> Tensor:
+def _limit(plan: _Plan, totals: _Totals, clip: Any) -> Any:
     """min(k, 1), with k the factor on the gradient for which the average's squared norm grows `GROWTH_LIMIT` times.
 
     The norm is that of the metric 1/D over all parameters; `totals` are theirs (`_Bucket.moments`) by kind, of
     the gradient before it was multiplied by `clip`. Each kind counts with its group's β1. k is the positive root
-    of a·k² + 2b·k - c = 0. 0-dimensional, on the device of `totals`: nothing waits for it.
+    of a·k² + 2b·k - c = 0. A float, or 0-dimensional on the device of `totals`: nothing waits for it.
     """
-    a = b = c = torch.zeros_like(totals[0, 0])
+    a = b = c = 0.0
     for (group, *_), (pg, pp, gg, _) in zip(plan.kinds, totals, strict=True):
         beta1, _ = group["betas"]
         a = a + gg * (clip * (1 - beta1)) ** 2
         b = b + pg * (clip * beta1 * (1 - beta1))
         c = c + pp * (GROWTH_LIMIT - beta1**2)
-    root = torch.hypot(b, a.sqrt() * c.sqrt())
-    factor = torch.where(b > 0, c / (b + root), (root - b) / a)
     # No gradient, or no average to compare it with: no limit.
-    return torch.where((a == 0) | (c == 0), torch.ones_like(a), factor).clamp(max=1.0)
+    if isinstance(a, Tensor):
+        root = torch.hypot(b, a.sqrt() * c.sqrt())
+        factor = torch.where(b > 0, c / (b + root), (root - b) / a)
+        return torch.where((a == 0) | (c == 0), torch.ones_like(a), factor).clamp(max=1.0)
+    if a == 0 or c == 0:
+        return 1.0
+    root = math.hypot(b, math.sqrt(a) * math.sqrt(c))
+    return min(c / (b + root) if b > 0 else (root - b) / a, 1.0)
 
 
-def _clip(totals: Tensor, max_norm: float | None) -> float | Tensor:
+def _root_of_sum(totals: _Totals, place: int) -> Any:
+    """The root of one of the sums over all parameters: a float, or 0-dimensional on the device of `totals`."""
+    if isinstance(totals, Tensor):
+        return totals[:, place].sum().sqrt()
+    return math.sqrt(sum(row[place] for row in totals))
+
+
+def _clip(totals: _Totals, max_norm: float | None) -> Any:
     """The factor that clips a gradient of squared norm Σ `totals`[:, 3], as `clip_grad_norm_` does."""
     if max_norm is None:
         return 1.0
-    return (max_norm / (totals[:, 3].sum().sqrt() + CLIP_FLOOR)).clamp(max=1.0)
+    factor = max_norm / (_root_of_sum(totals, 3) + CLIP_FLOOR)
+    return factor.clamp(max=1.0) if isinstance(factor, Tensor) else min(factor, 1.0)
 
 
 def _damping(group: dict[str, Any]) -> float:
