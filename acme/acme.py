@@ -410,6 +410,7 @@ class Acme(Optimizer):
             set()
         )  # parameters whose averages were loaded: perhaps before any gradient
         self._plan: _Plan | None = None  # how the last step was divided into passes
+        self._memory: tuple[dict[Any, list[Tensor]], ...] = ({}, {})  # for copies of the model's buffers
         self._zeros: set[Tensor] = set()  # parameters whose gradient was zero everywhere in the last step
         self._scaled = [_Scaled(self) for _ in range(3)]
         self._warned: set[str] = set()
@@ -2138,17 +2139,42 @@ def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
-class _Surroundings:
-    """The random generators and the model's buffers at one moment, to return to."""
+def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
+    """All buffers of a model, each with the module and the name that it has there."""
+    owners, seen, left = [], {model}, [model]
+    while left:
+        module = left.pop()
+        owners += [(module, name, buffer) for name, buffer in module._buffers.items()]
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                left.append(child)
+    return owners
 
-    def __init__(self, model: nn.Module | None, devices: list[torch.device]) -> None:
+
+class _Surroundings:
+    """The random generators and the model's buffers at one moment, to return to.
+
+    `memory` holds the copies, and is used again by the next that is given the same: few starts of kernels.
+    """
+
+    def __init__(
+        self, model: nn.Module | None, devices: list[torch.device], memory: dict[Any, list[Tensor]]
+    ) -> None:
         self.cpu = torch.get_rng_state()
         self.devices = [(device, _rng(device).get_rng_state(*_index(device))) for device in devices]
-        self.owners: list[tuple[nn.Module, str, Tensor | None]] = []
-        if model is not None:
-            self.owners = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()]
-        self.buffers = [buffer for _, _, buffer in self.owners if buffer is not None]
-        self.copies = [buffer.clone() for buffer in self.buffers]
+        self.owners = [] if model is None else _buffers(model)
+        kinds: dict[Any, list[Tensor]] = {}
+        for _, _, buffer in self.owners:
+            if buffer is not None:
+                kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self.copied: list[tuple[list[Tensor], list[Tensor]]] = []
+        for kind, buffers in kinds.items():
+            copies = memory.get(kind)
+            if copies is None or [c.shape for c in copies] != [b.shape for b in buffers]:
+                copies = memory[kind] = [torch.empty_like(buffer) for buffer in buffers]
+            torch._foreach_copy_(copies, buffers)
+            self.copied.append((buffers, copies))
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
@@ -2156,8 +2182,8 @@ class _Surroundings:
             _rng(device).set_rng_state(state, *_index(device))
         for module, name, buffer in self.owners:
             module._buffers[name] = buffer
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.copies)
+        for buffers, copies in self.copied:
+            torch._foreach_copy_(buffers, copies)
 
 
 class _Scaled:
@@ -2192,7 +2218,8 @@ class _Trial:
             (d for d in {p.device for p in params} if d.type not in ("cpu", "meta")), key=str
         )
         self.device = params[0].device if params else torch.device("cpu")
-        self.before = _Surroundings(self.model, self.devices)
+        self.memory = optimizer._memory
+        self.before = _Surroundings(self.model, self.devices, self.memory[0])
         self.after: _Surroundings | None = None
         self.evaluations = 0
         self.plan: _Plan
@@ -2224,7 +2251,7 @@ class _Trial:
             assert self.after is not None
             self.after.restore()
         elif self.parts:
-            self.after = _Surroundings(self.model, self.devices)
+            self.after = _Surroundings(self.model, self.devices, self.memory[1])
         if self.scaler is not None:
             self.scaler.unscale_(self.scaled[self.evaluations])  # type: ignore[arg-type]
         self.evaluations += 1
