@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
@@ -62,6 +62,14 @@ SEARCH_FACTOR = 10.0  # by which one look-ahead of the search may change the ste
 # elsewhere so many that the start of an operation does not count.
 CPU_THREAD_ELEMENTS = 1 << 15
 DEVICE_ELEMENTS = 1 << 24
+
+# `compile` on CUDA: see `_Graphs`.
+RUNS_BEFORE_CAPTURE = 2
+MOST_GRAPHS = (
+    32  # of one optimizer; parts that would be more (options that change every step) run as they are
+)
+MOST_CAPTURED_GROUPS = 64
+NUMBERS = 1 << 13  # of a part at most: of each bucket, a group's at most 8, no more than 16
 
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
@@ -411,11 +419,18 @@ class Acme(Optimizer):
         )  # parameters whose averages were loaded: perhaps before any gradient
         self._plan: _Plan | None = None  # how the last step was divided into passes
         self._memory: tuple[dict[Any, list[Tensor]], ...] = ({}, {})  # for copies of the model's buffers
+        self._zero: Tensor | None = None
         self._zeros: set[Tensor] = set()  # parameters whose gradient was zero everywhere in the last step
         self._scaled = [_Scaled(self) for _ in range(3)]
         self._warned: set[str] = set()
         self._largest_norm = 0.0
         self._clipped_steps = 0
+
+    def _nothing(self, device: torch.device) -> Tensor:
+        """The sum of nothing, not to be changed."""
+        if self._zero is None or self._zero.device != device:
+            self._zero = torch.zeros((), dtype=_sum_dtype(device), device=device)
+        return self._zero
 
     @property
     def report(self) -> Report | None:
@@ -689,7 +704,7 @@ class Acme(Optimizer):
         fresh = self._fresh(found)
         if fresh and not self._begin_averages(trial, value, found, fresh):
             return
-        trial.ahead_of_device &= value.device.type not in ("cpu", "mps") and not (fresh or self._zeros)
+        trial.ahead_of_device &= _asynchronous(value.device) and not (fresh or self._zeros)
         if trial.ahead_of_device:
             trial.ahead_of_device = {param.device for _, _, param in found} == {value.device}
         zeros = self._zeros.intersection(param for _, _, param in found) if self._zeros else set()
@@ -697,8 +712,11 @@ class Acme(Optimizer):
             plan = trial.plan = self._planned(trial, found, zeros)
             trial.buckets = plan.buckets
             still = [param for _, _, param in found if param in zeros] if zeros else []
-            sums = [bucket.ascent() for bucket in plan.buckets] if options["asam"] else self._moments(trial)
-            reading = trial.read(value, sums, still)
+            reading = trial.read(
+                value,
+                lambda: [b.ascent() for b in trial.buckets] if options["asam"] else self._moments(trial),
+                still,
+            )
             if reading.later:
                 break
             if not self._read_finite(trial, reading, "at the start"):
@@ -713,7 +731,6 @@ class Acme(Optimizer):
         trial.idle = not plan.buckets
         self._check_ranks(reading)
         trial.start = reading
-        trial.clip = _clip(reading.totals, options["max_grad_norm"])
 
     def _moments(self, trial: _Trial) -> list[list[Tensor]]:
         """The sums of the first update; compiled, in the same pass as the look-ahead.
@@ -856,12 +873,11 @@ class Acme(Optimizer):
             value = trial.arrive(loss)
             if trial.idle:
                 return
-            reading = trial.read(value, self._moments(trial))
+            reading = trial.read(value, lambda: self._moments(trial))
             if not reading.later:
                 self._catch_up(trial)
                 if not self._read_finite(trial, reading, "at ASAM's point"):
                     return
-            trial.clip = _clip(reading.totals, options["max_grad_norm"])
         else:
             self._start(trial, loss)
             if trial.idle:
@@ -869,17 +885,29 @@ class Acme(Optimizer):
             assert trial.start is not None
             reading = trial.start
         trial.first = reading
-        trial.limit = _limit(trial.plan, reading.totals, trial.clip)
-        trial.factor = trial.limit * trial.clip
-        if not isinstance(trial.factor, Tensor):
-            trial.known_factor = trial.factor
+
+        def factors() -> tuple[Any, Any, Any]:
+            clip = _clip(reading.totals, options["max_grad_norm"])
+            limit = _limit(trial.plan, reading.totals, clip)
+            return clip, limit, limit * clip
+
+        if reading.later:
+            trial.clip, trial.limit, trial.factor = trial.part("limit", lambda: trial.do(factors))
+        else:
+            trial.clip, trial.limit, trial.known_factor = factors()
+            trial.factor = trial.known_factor
 
     def _ascend(self, trial: _Trial) -> None:
         """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
         assert trial.start is not None
-        norm = _root_of_sum(trial.start.totals, 0)
-        for bucket in trial.buckets:
-            bucket.climb(bucket.group["rho"] / (norm + ASAM_FLOOR))
+        totals = trial.start.totals
+
+        def climb() -> None:
+            for bucket in trial.buckets:
+                rho = bucket.group["rho"]
+                bucket.climb(trial.do(lambda rho=rho: rho / (_root_of_sum(totals, 0) + ASAM_FLOOR)))
+
+        trial.part("climb", climb)
 
     def _leap(self, trial: _Trial) -> None:
         """Update the averages and move by `lr`; with `acme`, by γ times the step size as it is."""
@@ -890,8 +918,12 @@ class Acme(Optimizer):
             lengths = {id(b.group): float(b.group["lr"]) for b in trial.buckets}
             for group in self.param_groups:
                 group["step_size"] = float(group["lr"])
-        for bucket in trial.buckets:
-            bucket.leap(lengths[id(bucket.group)], trial.factor, trial.clip)
+
+        def leap() -> None:
+            for bucket in trial.buckets:
+                bucket.leap(lengths[id(bucket.group)], trial.factor, trial.clip)
+
+        trial.part("leap", leap)
         alpha, applied = first["step_size"], lengths[id(first)]
         self._report = Report(
             trial.l0, None, None, None, None, alpha, applied, float(trial.limit), trial.evaluations
@@ -905,10 +937,14 @@ class Acme(Optimizer):
         is all, else the gradient.
         """
         looked = trial.looked and trial.known_factor == 1
-        for bucket in trial.buckets:
-            slope = bucket.slope if looked else bucket.look(bucket.group["step_size"], trial.factor)
-            if slope is not None:
-                trial.slopes.append(slope)
+
+        def look() -> list[Tensor | None]:
+            return [
+                bucket.slope if looked else bucket.look(bucket.group["step_size"], trial.factor)
+                for bucket in trial.buckets
+            ]
+
+        trial.slopes = [slope for slope in trial.part("look", look) if slope is not None]
         trial.ahead = True
 
     def _leap_by_two(self, trial: _Trial, loss: Tensor) -> None:
@@ -930,13 +966,15 @@ class Acme(Optimizer):
         leapt = (
             trial.looked and trial.ranks is None and not (options["adam"] or options["nesterov"] or searching)
         )
-        if leapt:
+
+        def sums() -> list[list[Tensor]]:
+            if not leapt:
+                return [bucket.moments_ahead(trial.factor) for bucket in buckets]
             compiled = cast("list[_CompiledBucket]", buckets)
-            sums = [
+            return [
                 bucket.moments_and_leap(alpha * gain) for bucket, gain in zip(compiled, gains, strict=True)
             ]
-        else:
-            sums = [bucket.moments_ahead(trial.factor) for bucket in buckets]
+
         reading = trial.read(loss, sums, slopes=trial.slopes)
         self._catch_up(trial)
         start = trial.start
@@ -979,9 +1017,13 @@ class Acme(Optimizer):
         clip = _clip(start.totals, max_norm) if worse else clip1
         length = (step if worse else alpha) if moves else 0.0
         used = l1 < l0 and moves  # the second gradient is
-        if not (leapt and used and factor1 == 1):
+
+        def leap() -> None:
             for bucket, gain in zip(buckets, gains, strict=True):
                 bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if used else None)
+
+        if not (leapt and used and factor1 == 1):
+            trial.part("leap by two", leap)
         applied = _damping(reference) * length
         if searching:
             self._search(alpha, target, over)
@@ -1202,6 +1244,17 @@ class _Plan:
         self.entries = entries
         self.states = [state[param] for _, _, param in entries]
         size = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
+        self.graphs: _Graphs | None = None
+        params = [param for _, _, param in entries]
+        if (
+            trial.compile
+            and size == 1
+            and _capturable(trial.device)
+            and {param.device for param in params} == {trial.device}
+            and not any(map(_is_dtensor, params))
+            and len({id(group) for group, _, _ in entries}) <= MOST_CAPTURED_GROUPS
+        ):
+            self.graphs = _Graphs(trial.device)
         shares = [_share(param, size) for _, _, param in entries]
         # Kinds of parameters, alike on all ranks: by group, and by how many ranks hold the same elements.
         self.kinds: list[tuple[dict[str, Any], float, list[_Bucket]]] = []
@@ -1214,6 +1267,8 @@ class _Plan:
                 members = [i for i, e in enumerate(entries) if e[0] is group and shares[i] == share]
                 self.kinds.append((group, share, self._divide(group, members, trial.compile)))
         self.buckets = [bucket for *_, buckets in self.kinds for bucket in buckets]
+        if self.graphs is not None:
+            self.graphs.dtypes = {state["exp_avg"].dtype for state in self.states}
         rows = [i for i, bucket in enumerate(self.buckets) if bucket.span is not None]
         self.span_rows = torch.tensor(rows, dtype=torch.int64, device=trial.device)
         self.places = torch.tensor(self.packed + self.spanned, dtype=torch.int64, device=trial.device)
@@ -1222,7 +1277,8 @@ class _Plan:
             bucket.scratch = scratch
 
     def _divide(self, group: dict[str, Any], members: list[int], compile: bool) -> list[_Bucket]:
-        make = _CompiledBucket if compile else _Bucket
+        captured = self.graphs is not None
+        make = _CapturedBucket if captured else _CompiledBucket if compile else _Bucket
         packs: dict[Any, tuple[list[int], int]] = {}
         closed: list[tuple[list[int], bool, bool]] = []
         spans: list[_Bucket] = []
@@ -1231,7 +1287,7 @@ class _Plan:
             param, state = _local(owner), self.states[i]
             weight = group["asam"] and "weight" in name
             size = param.numel()
-            most = _elements_at_once(param.device)
+            most = sys.maxsize if captured else _elements_at_once(param.device)
             averages = [_local(state["exp_avg"])] + ([_local(state["exp_avg_sq"])] if group["adam"] else [])
             dense = all(average.stride() == param.stride() for average in averages) and (
                 torch.empty_like(param, device="meta").stride() == param.stride()
@@ -1244,7 +1300,7 @@ class _Plan:
                 ]
                 self.spanned += [i] * len(starts)
             elif size:
-                ordered = dense and not param.is_contiguous()
+                ordered = dense and (captured or not param.is_contiguous())
                 key = (weight, ordered, param.device, param.dtype, averages[0].dtype)
                 pack, room = packs.get(key, ([], 0))
                 if size > room:
@@ -1275,6 +1331,12 @@ class _Plan:
         )
 
     def begin(self, trial: _Trial) -> None:
+        trial.graphs = self.graphs if trial.ahead_of_device else None
+        if trial.graphs is not None:
+            # What the graphs hold as it was when they were captured.
+            trial.graphs.constants = tuple(
+                (group["betas"], group["rho"], group["max_grad_norm"]) for group, *_ in self.kinds
+            )
         for bucket in self.buckets:
             bucket.begin(trial)
 
@@ -1977,7 +2039,8 @@ class _CompiledBucket(_Bucket):
     def run(self, arithmetic: Callable[..., _Result], *more: Any) -> _Result:
         if arithmetic not in _compiled:
             _compiled[arithmetic] = torch.compile(arithmetic, dynamic=True, **_COMPILE_OPTIONS)
-        result: _Result = _compiled[arithmetic](self.vector(*self.factors), *more)
+        numbers = self.vector(*self.factors)
+        result: _Result = self.trial.do(lambda: _compiled[arithmetic](numbers, *more))
         return result
 
     def vector(self, *values: float | Tensor) -> Tensor:
@@ -2026,9 +2089,14 @@ class _CompiledBucket(_Bucket):
         self.weights, self.g0 = weights, start
         self.write(self.params, there)
 
+    def target(self) -> Tensor:
+        """Where a pass puts the moved parameters, for `write`; not to be read."""
+        assert self.weights is not None
+        return self.read(self.params) if self.span is not None else torch.empty_like(self.weights)
+
     def leap(self, size: float, factor: float | Tensor, clip: float | Tensor) -> None:
         m, v = self.averages()
-        there = self.read(self.params)
+        there = self.read(self.params) if self.weights is None else self.target()
         more = self.vector(factor, self.bounded(size), 1 - size * self.group["weight_decay"], clip)
         nesterov = self.group["nesterov"]
         self.run(_pass_leap, more, m, v, self.raw_gradient(), there, self.weights, nesterov)
@@ -2078,7 +2146,7 @@ class _CompiledBucket(_Bucket):
         """`moments_ahead`, and `leap_by_two` after a better look-ahead that no limit holds back."""
         assert self.pending is not None
         m, _ = self.averages()
-        there = self.read(self.params)
+        there = self.target()
         more = self.vector(self.bounded(size), 1 - size * self.group["weight_decay"])
         gradient = self.raw_gradient()
         sums = self.run(_pass_moments_and_leap, more, m, self.pending, gradient, there, self.weights)
@@ -2095,7 +2163,7 @@ class _CompiledBucket(_Bucket):
         factor1: float | None,
     ) -> None:
         m, v = self.averages()
-        there = self.read(self.params)
+        there = self.target()
         more = self.vector(
             factor,
             self.bounded(size),
@@ -2122,6 +2190,230 @@ class _CompiledBucket(_Bucket):
         )
         self.write(self.params, there)
         self.keep_averages(m, v)
+
+
+class _CapturedBucket(_CompiledBucket):
+    """The same on a CUDA device, all parameters alike in one piece of memory that stays where it is.
+
+    So that the work can be captured, and for few kernels: the averages live there, and the optimizer's state has
+    views of them; gradients, and the parameters where they are read, are copied.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.length = sum(self.sizes)
+        self.pieces: dict[Any, Tensor] = {}
+        self.shapes: dict[int, list[Tensor]] = {}  # of the piece at an address, each parameter's part
+        self.addresses = [owner.data_ptr() for owner in self.owners]
+        self.averages_of: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        for key in ("exp_avg", "exp_avg_sq") if self.group["adam"] else ("exp_avg",):
+            tensors = [state[key] for state in self.states]
+            piece = self.piece(key, tensors[0].dtype)
+            parts = self.shaped(piece)
+            torch._foreach_copy_(parts, tensors)
+            for state, part in zip(self.states, parts, strict=True):
+                state[key] = part
+            self.averages_of[key] = piece, parts
+
+    def fits(self) -> bool:
+        return (
+            super().fits()
+            and self.addresses == [owner.data_ptr() for owner in self.owners]
+            and all(
+                state[key] is part
+                for key, (_, parts) in self.averages_of.items()
+                for state, part in zip(self.states, parts, strict=True)
+            )
+        )
+
+    def piece(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Memory for all the parameters, one-dimensional, the same every time."""
+        if (name, dtype) not in self.pieces:
+            piece = torch.empty(self.length, dtype=dtype, device=self.owners[0].device)
+            starts = chain([0], accumulate(self.sizes))
+            self.pieces[name, dtype] = piece
+            self.shapes[piece.data_ptr()] = [
+                piece.as_strided(owner.shape, owner.stride(), start)
+                if self.ordered
+                else piece[start : start + size].view(owner.shape)
+                for owner, start, size in zip(self.owners, starts, self.sizes, strict=False)
+            ]
+        return self.pieces[name, dtype]
+
+    def shaped(self, piece: Tensor) -> list[Tensor]:
+        return self.shapes[piece.data_ptr()]
+
+    def memory(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self.piece(name, dtype)
+
+    def target(self) -> Tensor:
+        return self.piece("there", self.params[0].dtype)
+
+    def read(self, tensors: list[Tensor]) -> Tensor:
+        assert tensors is self.params
+        there = self.target()
+        self.trial.do(lambda: torch._foreach_copy_(self.shaped(there), tensors))
+        return there
+
+    def write(self, tensors: list[Tensor], values: Tensor) -> None:
+        self.trial.do(lambda: torch._foreach_copy_(tensors, self.shaped(values)))
+
+    def averages(self) -> tuple[Tensor, Tensor | None]:
+        m, *v = [piece for piece, _ in self.averages_of.values()]
+        return m, v[0] if v else None
+
+    def keep_averages(self, m: Tensor, v: Tensor | None) -> None:
+        for (piece, _), values in zip(self.averages_of.values(), (m, v), strict=False):
+            if values is not None and values is not piece:
+                self.trial.do(lambda piece=piece, values=values: piece.copy_(values))  # type: ignore[misc]
+
+    def raw_gradient(self) -> Tensor:
+        if self.packed_gradient is None:
+            # In turns, since the step goes on to need the one before.
+            gradients = _gradients(self.owners)
+            piece = self.piece(f"gradient {self.trial.evaluations % 2}", gradients[0].dtype)
+            torch._foreach_copy_(self.shaped(piece), gradients)
+            self.packed_gradient = piece
+        return self.packed_gradient
+
+    def _note_largest(self, g: Tensor) -> None:
+        if self.largest is None and self.trial.evaluations <= 1:
+            self.largest = self.trial.do(
+                lambda: torch.stack(torch._foreach_norm(torch.split(g, self.sizes), math.inf)).to(
+                    _sum_dtype(g.device)
+                )
+            )
+
+    def vector(self, *values: float | Tensor) -> Tensor:
+        graphs = self.trial.graphs
+        if graphs is None or graphs.current is None:
+            return super().vector(*values)
+        return graphs.current.vector(values, self.dtype)
+
+
+class _Graph:
+    """What a part of a step has the device do, captured: the numbers it takes, and the tensors it leaves."""
+
+    def __init__(self, device: torch.device, dtypes: set[torch.dtype]) -> None:
+        self.graph: Any = None
+        self.results: list[Any] = []  # of `_Graphs.do`, in order
+        self.place = 0  # in these, while the part is replayed
+        self.values: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}  # of this time
+        self.numbers = {  # the same on the host and on the device
+            dtype: (
+                torch.empty(NUMBERS, dtype=dtype, pin_memory=device.type == "cuda"),
+                torch.zeros(NUMBERS, dtype=dtype, device=device),
+            )
+            for dtype in dtypes
+        }
+
+    def begin(self) -> None:
+        self.place = 0
+        for values in self.values.values():
+            values.clear()
+
+    def do(self, work: Callable[[], _Result]) -> _Result:
+        if self.graph is None:
+            result = work()
+            self.results.append(result)
+            return result
+        self.place += 1
+        return cast("_Result", self.results[self.place - 1])
+
+    def vector(self, values: tuple[float | Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """Numbers as a tensor that the captured work reads: floats anew each time, tensors from the same place."""
+        mine = self.values[dtype]
+        begin = len(mine)
+        mine += [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+        mine += [0.0] * (-len(mine) % 4)  # aligned
+        _, device = self.numbers[dtype]
+        vector = device[begin : begin + len(values)]
+        if self.graph is None and any(isinstance(value, Tensor) for value in values):
+            pairs = zip(values, vector.unbind(), strict=True)
+            vector = torch.stack([a.to(dtype) if isinstance(a, Tensor) else b for a, b in pairs])
+        return vector
+
+    def run(self) -> None:
+        """Have the device do it, with the numbers as they are now."""
+        for dtype, values in self.values.items():
+            host, device = self.numbers[dtype]
+            host[: len(values)] = torch.tensor(values, dtype=dtype)
+            device[: len(values)].copy_(host[: len(values)], non_blocking=True)
+        self.graph.replay()
+
+
+class _Graphs:
+    """The parts of a step as CUDA graphs: what a part has the device do takes one call, however many kernels it is.
+
+    A part is a function that computes numbers on the host and hands work to the device by `_Trial.do`, always the
+    same but for the numbers (`_CapturedBucket.vector`). It runs as it is at first, which compiles it, then once to
+    be captured; from then on it runs without the device's work, for the numbers and for what it remembers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.dtypes: set[torch.dtype] = set()  # of the averages
+        self.constants: tuple[Any, ...] = ()
+        self.pool: Any = None
+        self.graphs: dict[Any, _Graph] = {}
+        self.seen: dict[Any, int] = {}
+        self.current: _Graph | None = None  # being captured or replayed
+        self.losses: dict[int, Tensor] = {}
+
+    def gather(self, loss: Tensor, trial: _Trial) -> Tensor:
+        """Put an evaluation's loss and gradient, which may lie anywhere, where the parts take them."""
+        for bucket in trial.buckets:
+            bucket.raw_gradient()
+        number = trial.evaluations
+        if number not in self.losses:
+            self.losses[number] = torch.empty((), dtype=_sum_dtype(self.device), device=self.device)
+        return self.losses[number].copy_(loss)
+
+    def part(self, name: Any, work: Callable[[], _Result]) -> _Result:
+        """Run `work`: as it is, capturing it, or replaying what was captured."""
+        key = name, self.constants
+        graph = self.graphs.get(key)
+        if graph is None:
+            times = self.seen[key] = self.seen.get(key, 0) + 1
+            if times <= RUNS_BEFORE_CAPTURE or len(self.graphs) >= MOST_GRAPHS:
+                return work()
+            self.current = graph = _Graph(self.device, self.dtypes)
+            try:
+                result, captured = _capture(self.device, self.pool, work)
+            finally:
+                self.current = None
+            graph.graph = captured
+            self.pool, self.graphs[key] = captured.pool(), graph
+        else:
+            graph.begin()
+            self.current = graph
+            try:
+                result = work()
+            finally:
+                self.current = None
+        graph.run()
+        return result
+
+    def do(self, work: Callable[[], _Result]) -> _Result:
+        return work() if self.current is None else self.current.do(work)
+
+
+def _asynchronous(device: torch.device) -> bool:
+    """Whether the device works on while the host does, so that reading from it is waiting for it."""
+    return device.type not in ("cpu", "mps")
+
+
+def _capturable(device: torch.device) -> bool:
+    """Whether work for the device can be captured."""
+    return device.type == "cuda"
+
+
+def _capture(device: torch.device, pool: Any, work: Callable[[], _Result]) -> tuple[_Result, Any]:
+    """What `work` returns, and what it has the CUDA device do as a graph, not done yet."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = work()
+    return result, graph
 
 
 def _elements_at_once(device: torch.device) -> int:
@@ -2226,7 +2518,8 @@ class _Trial:
         self.buckets: list[_Bucket] = []  # the plan's
         # Parameters whose averages began in this step: their state before it, and whether it was unsure.
         self.fresh: list[tuple[Tensor, dict[str, Any], bool]] = []
-        self.nothing = torch.zeros((), dtype=_sum_dtype(self.device), device=self.device)
+        self.nothing = optimizer._nothing(self.device)
+        self.graphs: _Graphs | None = None  # of the plan, where the device's work is to be captured
         self.latest: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient's elements
         self.l0 = 0.0
         self.start: _Reading | None = None  # at the start
@@ -2271,6 +2564,14 @@ class _Trial:
             )
         return torch.tensor(float(value), dtype=torch.float64)
 
+    def part(self, name: str, work: Callable[[], _Result]) -> _Result:
+        """A part of the step, whose work for the device is captured if that pays; see `_Graphs.part`."""
+        return work() if self.graphs is None else self.graphs.part((name, self.looks), work)
+
+    def do(self, work: Callable[[], _Result]) -> _Result:
+        """Work for the device within a part, left out where the part is replayed."""
+        return work() if self.graphs is None else self.graphs.do(work)
+
     def depart(self) -> None:
         """Before another evaluation: everything random as before the first."""
         self.before.restore()
@@ -2290,18 +2591,44 @@ class _Trial:
     def read(
         self,
         loss: Tensor,
-        sums: list[list[Tensor]],
-        others: Iterable[Tensor] = (),
-        slopes: Iterable[Tensor] = (),
+        sums: Callable[[], list[list[Tensor]]],
+        others: Sequence[Tensor] = (),
+        slopes: Sequence[Tensor] = (),
     ) -> _Reading:
         """The mean loss over the ranks and the whole sums, by kind of parameters; on the host, unless put off.
 
         Args:
             loss: float64, 0-dimensional.
-            sums: four of each bucket.
+            sums: gives four of each bucket.
             others: parameters not in the plan, of whose gradients the squared norms are read, too.
             slopes: one sum of each bucket.
         """
+        if self.graphs is not None:
+            loss = self.graphs.gather(loss, self)
+
+        def read() -> tuple[Tensor, list[int]]:
+            table = sums()
+            return self.do(lambda: self._vector(loss, table, others, slopes))
+
+        vector, lengths = self.part(f"read {self.evaluations}", read)
+        if self.ranks is not None:
+            dist.all_reduce(vector, group=self.ranks)
+        self.pending.append((vector, lengths))
+        if self.ahead_of_device and self.parts:
+            return _Reading(torch.split(vector, lengths)[1].view(-1, 4), later=True)
+        # One wait for the device: what was put off comes along.
+        numbers = iter(torch.cat([vector for vector, _ in self.pending]).tolist())
+        *self.settled, latest = [
+            self._reading([list(islice(numbers, length)) for length in lengths])
+            for _, lengths in self.pending
+        ]
+        self.pending = []
+        return latest
+
+    def _vector(
+        self, loss: Tensor, sums: list[list[Tensor]], others: Sequence[Tensor], slopes: Sequence[Tensor]
+    ) -> tuple[Tensor, list[int]]:
+        """What is to be read, in one piece, this rank's share of it; and the lengths of its parts (`_reading`)."""
         plan, device = self.plan, self.device
         table = _stack([total for row in sums for total in row], device).view(-1, 4)
         ahead = _stack(list(slopes), device)
@@ -2322,26 +2649,13 @@ class _Trial:
             torch.cat(totals) if totals else table.view(-1),
             _stack(slopes_by_kind, device),
             plan.largest(table) if first else table.new_zeros(0),
-            _stack(_squares(self.gradients_of(list(others))), device),
+            _stack(_squares(self.gradients_of([*others])), device),
         ]
         if self.ranks is not None:
             size = dist.get_world_size(self.ranks)
             parts[0] = parts[0] / size
             parts.append(torch.stack([check, check.square()]) / size)
-        vector, lengths = torch.cat(parts), [len(part) for part in parts]
-        if self.ranks is not None:
-            dist.all_reduce(vector, group=self.ranks)
-        self.pending.append((vector, lengths))
-        if self.ahead_of_device and self.parts:
-            return _Reading(torch.split(vector, lengths)[1].view(-1, 4), later=True)
-        # One wait for the device: what was put off comes along.
-        numbers = iter(torch.cat([vector for vector, _ in self.pending]).tolist())
-        *self.settled, latest = [
-            self._reading([list(islice(numbers, length)) for length in lengths])
-            for _, lengths in self.pending
-        ]
-        self.pending = []
-        return latest
+        return torch.cat(parts), [len(part) for part in parts]
 
     def _reading(self, parts: list[list[float]]) -> _Reading:
         """What `read` has put into a vector, from its parts on the host."""

@@ -37,6 +37,7 @@ from icassp25.config import RunConfig
 from icassp25.models import build_model
 
 LR = 1e-6
+WARM_UPS = 6  # steps that are not timed: what is compiled, and on CUDA captured, is by then
 
 # Reads and writes of one copy of the parameters that the arithmetic cannot do without, from the passes in
 # acme.py: sums need the whole gradient before the averages can be updated, so every update is a second pass.
@@ -183,7 +184,7 @@ def memory(
     before: Callable[[], None],
     device: torch.device,
 ) -> dict[str, tuple[float, float]]:
-    """Peak and remaining allocations of each contestant over three steps, in copies of the parameters."""
+    """Peak and remaining allocations of each contestant over its first steps, in copies of the parameters."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     result = {}
     for name, step in make(model).items():
@@ -192,7 +193,7 @@ def memory(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             there = torch.cuda.memory_allocated(device)
-            for _ in range(3):
+            for _ in range(WARM_UPS):
                 before()
                 step()
             peak, now = (
@@ -267,11 +268,11 @@ def measure(
         for p, gradient in zip(params, gradients, strict=True):
             p.grad = gradient
 
-    for turn in range(repeats + 2):
+    for turn in range(repeats + WARM_UPS):
         for name, step in steps.items():
             give_gradients()
             seconds = timed(step, device)
-            if turn >= 2:
+            if turn >= WARM_UPS:
                 times[name].append(seconds)
     device_numbers = (
         {name: waits_and_kernels(step, give_gradients) for name, step in steps.items()}

@@ -70,15 +70,12 @@ class Epochs:
 
     def limit(self) -> float:
         """As many forward and backward passes as an epoch takes."""
-        experiment = self.experiment
-        experiment.model.train()
+        self.experiment.model.train()
+        evaluate = self.experiment.evaluation(self.batch, self.targets)
         sync(self.device)
         begin = time.perf_counter()
         for _ in range(self.config.steps_per_epoch * self.evaluations):
-            experiment.optimizer.zero_grad()
-            with experiment._autocast():
-                loss = experiment.criterion(experiment.train_model(self.batch), self.targets)
-            loss.backward()
+            evaluate()
         sync(self.device)
         return time.perf_counter() - begin
 

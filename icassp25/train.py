@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from icassp25 import peers, runlog, tasks
+from icassp25.capture import CapturedEvaluation, Evaluation
 from icassp25.config import RunConfig, UsageError
 from icassp25.files import temporary
 from icassp25.models import build_model, has_batch_norm, synchronised
@@ -161,6 +162,7 @@ class Experiment:
             )
         self.tested_model = self.peer.tested_model if self.peer else self.model
         self.progress = Progress()
+        self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
 
     def _acme(self, optimizer_class: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer:
         config = self.config
@@ -262,15 +264,12 @@ class Experiment:
     def _step(self, batch: Tensor, targets: Tensor, tally: Tally) -> None:
         evaluations = 0
         wrong = tally.wrong
+        evaluate = self.evaluation(batch, targets)
 
         def closure() -> Tensor:
             nonlocal evaluations, wrong
             evaluations += 1
-            self.optimizer.zero_grad()
-            with self._autocast():
-                logits = self.train_model(batch)
-                loss = self.criterion(logits, targets)
-            loss.backward()
+            loss, logits = evaluate()
             if evaluations == 1:
                 wrong = wrong + (logits.detach().argmax(1) != targets).sum()
             return loss
@@ -287,6 +286,24 @@ class Experiment:
             decision = self.optimizer.report.decision
             if decision is not None:
                 tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
+
+    def evaluation(self, batch: Tensor, targets: Tensor) -> Callable[[], Evaluation]:
+        """A function that evaluates loss and gradient of a batch, as often as it is called."""
+        if not (self.config.compile and self.device.type == "cuda"):
+            return lambda: self._evaluate(batch, targets)
+        if self.captured is None:
+            self.captured = CapturedEvaluation(self.model, self._evaluate, batch, targets)
+        else:
+            self.captured.load(batch, targets)
+        return self.captured
+
+    def _evaluate(self, batch: Tensor, targets: Tensor) -> Evaluation:
+        self.optimizer.zero_grad()
+        with self._autocast():
+            logits = self.train_model(batch)
+            loss = self.criterion(logits, targets)
+        loss.backward()
+        return loss, logits
 
     @torch.no_grad()
     def _renew_statistics(self, number: int) -> None:

@@ -1,5 +1,8 @@
 """What only a CUDA device can show: the same numbers as on the CPU, and one wait for the device a step."""
 
+import csv
+from dataclasses import replace
+
 import pytest
 import torch
 from common import MODES, all_modes, batches, make_closure, net, start, vector
@@ -7,6 +10,9 @@ from torch import nn
 
 from acme import Acme
 from benchmarks.device import waits
+from icassp25 import train
+from icassp25.capture import CapturedEvaluation
+from icassp25.config import RunConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -15,13 +21,21 @@ def cuda_net(dtype=torch.float64) -> nn.Module:
     return net(dtype).cuda()
 
 
+compiled = pytest.mark.parametrize("compile", [False, True], ids=("as it is", "compiled"))
+
+
 @all_modes
-def test_same_as_on_the_cpu(mode) -> None:
+@compiled
+def test_same_as_on_the_cpu(mode, compile) -> None:
+    """Compiled, the work is captured after a few steps (tests/acme/test_captured.py) and replayed from then on."""
     results = []
     for device in ("cpu", "cuda"):
         model = net().to(device)
         data = [(x.to(device), y.to(device)) for x, y in batches()]
-        optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0, weight_decay=0.01)
+        optimizer = Acme(
+            model, start(mode), **mode, max_grad_norm=1.0, weight_decay=0.01,
+            compile=compile and device == "cuda",
+        )  # fmt: skip
         reports = []
         for i in range(25):
             optimizer.step(make_closure(model, optimizer, data[i % 4]))
@@ -31,27 +45,30 @@ def test_same_as_on_the_cpu(mode) -> None:
     torch.testing.assert_close(cpu, cuda, rtol=1e-6, atol=1e-8)
     assert [r.decision for r in reports] == [r.decision for r in others]
     assert [r.evaluations for r in reports] == [r.evaluations for r in others]
+    assert not compile or len(optimizer._plan.graphs.graphs) >= 2
 
 
 @all_modes
-def test_one_wait_a_step(mode) -> None:
+@compiled
+def test_one_wait_a_step(mode, compile) -> None:
     model = cuda_net(torch.float32)
     x, y = (t.cuda() for t in batches(1, torch.float32)[0])
-    optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0)
+    optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0, compile=compile)
     closure = make_closure(model, optimizer, (x, y))
-    for _ in range(3):
+    for _ in range(6):
         optimizer.step(closure)
     assert waits(lambda: optimizer.step(closure)) == 1
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"] or mode["asam"]])
-def test_a_gradient_that_becomes_zero(mode) -> None:
+@compiled
+def test_a_gradient_that_becomes_zero(mode, compile) -> None:
     """Noticed at the end of a step only: the step is taken anew, and the numbers are the CPU's."""
     results = []
     for device in ("cpu", "cuda"):
         model = net().to(device)
         x, y = (t.to(device) for t in batches(1)[0])
-        optimizer = Acme(model, start(mode), **mode)
+        optimizer = Acme(model, start(mode), **mode, compile=compile and device == "cuda")
         evaluations = 0
 
         def closure(model=model, optimizer=optimizer, x=x, y=y):
@@ -77,17 +94,18 @@ def test_a_gradient_that_becomes_zero(mode) -> None:
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"] or mode["asam"]])
 @pytest.mark.parametrize("evaluation", [0, 1])
-def test_non_finite(mode, evaluation) -> None:
+@compiled
+def test_non_finite(mode, evaluation, compile) -> None:
     model = cuda_net()
     x, y = (t.cuda() for t in batches(1)[0])
-    optimizer = Acme(model, start(mode), **mode)
+    optimizer = Acme(model, start(mode), **mode, compile=compile)
 
     def spoil(call, loss):
         if call == evaluation + 1:
             model[0].weight.grad.fill_(torch.nan)
         return loss
 
-    for _ in range(3):
+    for _ in range(6):
         optimizer.step(make_closure(model, optimizer, (x, y)))
     before = vector(model.parameters()).clone(), [b.clone() for b in model.buffers()]
     averages = [s["exp_avg"].clone() for s in optimizer.state.values()]
@@ -122,3 +140,46 @@ def test_float16_with_a_scaler(mode) -> None:
         losses.append(float(optimizer.step(closure, scaler=scaler)))
         scaler.update()
     assert losses[-1] < losses[0]
+
+
+@all_modes
+def test_a_captured_closure(mode) -> None:
+    """The closure's own graph beside the optimizer's, with dropout: the numbers of the same without graphs."""
+    results = []
+    for captured in (False, True):
+        model = net(torch.float32, dropout=0.2).cuda()
+        x, y = (t.cuda() for t in batches(1, torch.float32)[0])
+        optimizer = Acme(model, start(mode), **mode, compile=captured)
+
+        def evaluate(x, y, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            logits = model(x)
+            loss = nn.functional.cross_entropy(logits, y)
+            loss.backward()
+            return loss, logits
+
+        torch.manual_seed(3)
+        captured_evaluation = CapturedEvaluation(model, evaluate, x, y) if captured else None
+        losses = []
+        for _ in range(12):
+            if captured_evaluation is not None:
+                losses.append(float(optimizer.step(lambda c=captured_evaluation: c()[0])))
+            else:
+                losses.append(float(optimizer.step(lambda e=evaluate, x=x, y=y: e(x, y)[0])))
+        results.append((torch.tensor(losses), vector(model.parameters()), list(model.buffers())))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("switches", [{}, {"acme": True, "adam": True}], ids=("sgd", "acme+adam"))
+def test_the_experiment_captured(switches, tmp_path) -> None:
+    """`--compile` on CUDA changes results by rounding only, of an interrupted run too."""
+    config = RunConfig(
+        dataset="synthetic", train_images=800, batch_size=100, depth=4, width_alpha=1, epochs=2, device="cuda",
+        lr=0.01, dropout=0.1, **switches,
+    )  # fmt: skip
+    errors = []
+    for compile in (False, True):
+        path = tmp_path / f"{compile}.csv"
+        train.run(replace(config, compile=compile), path)
+        errors.append([float(row["train_loss"]) for row in csv.DictReader(path.open())])
+    assert errors[1] == pytest.approx(errors[0], rel=2e-3)
