@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, chain, islice, repeat
 from numbers import Integral, Real
+from operator import is_
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
@@ -69,6 +70,7 @@ MOST_GRAPHS = (
     32  # of one optimizer; parts that would be more (options that change every step) run as they are
 )
 MOST_CAPTURED_GROUPS = 64
+ROWS = 1 << 10  # in which its sums are taken first
 NUMBERS = 1 << 13  # of a part at most: of each bucket, a group's at most 8, no more than 16
 
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
@@ -418,7 +420,7 @@ class Acme(Optimizer):
             set()
         )  # parameters whose averages were loaded: perhaps before any gradient
         self._plan: _Plan | None = None  # how the last step was divided into passes
-        self._memory: tuple[dict[Any, list[Tensor]], ...] = ({}, {})  # for copies of the model's buffers
+        self._buffers = _Buffers(self._model)
         self._zero: Tensor | None = None
         self._zeros: set[Tensor] = set()  # parameters whose gradient was zero everywhere in the last step
         self._scaled = [_Scaled(self) for _ in range(3)]
@@ -716,6 +718,7 @@ class Acme(Optimizer):
                 value,
                 lambda: [b.ascent() for b in trial.buckets] if options["asam"] else self._moments(trial),
                 still,
+                ahead=lambda: self._leap_ahead(trial),
             )
             if reading.later:
                 break
@@ -873,7 +876,7 @@ class Acme(Optimizer):
             value = trial.arrive(loss)
             if trial.idle:
                 return
-            reading = trial.read(value, lambda: self._moments(trial))
+            reading = trial.read(value, lambda: self._moments(trial), ahead=lambda: self._leap_ahead(trial))
             if not reading.later:
                 self._catch_up(trial)
                 if not self._read_finite(trial, reading, "at ASAM's point"):
@@ -912,10 +915,8 @@ class Acme(Optimizer):
     def _leap(self, trial: _Trial) -> None:
         """Update the averages and move by `lr`; with `acme`, by γ times the step size as it is."""
         first = trial.buckets[0].group
-        if first["acme"]:
-            lengths = {id(b.group): _damping(b.group) * b.group["step_size"] for b in trial.buckets}
-        else:
-            lengths = {id(b.group): float(b.group["lr"]) for b in trial.buckets}
+        lengths = self._lengths(trial)
+        if not first["acme"]:
             for group in self.param_groups:
                 group["step_size"] = float(group["lr"])
 
@@ -923,11 +924,47 @@ class Acme(Optimizer):
             for bucket in trial.buckets:
                 bucket.leap(lengths[id(bucket.group)], trial.factor, trial.clip)
 
-        trial.part("leap", leap)
+        if not trial.leapt:
+            trial.part("leap", leap)
         alpha, applied = first["step_size"], lengths[id(first)]
         self._report = Report(
             trial.l0, None, None, None, None, alpha, applied, float(trial.limit), trial.evaluations
         )
+
+    def _lengths(self, trial: _Trial) -> dict[int, float]:
+        """The step size to apply without a look-ahead, by the id of the group."""
+        if trial.buckets[0].group["acme"]:
+            return {id(b.group): _damping(b.group) * b.group["step_size"] for b in trial.buckets}
+        return {id(b.group): float(b.group["lr"]) for b in trial.buckets}
+
+    def _leap_ahead(self, trial: _Trial) -> tuple[Tensor, Callable[[], None]]:
+        """The leap of a captured step without a look-ahead, to be handed to the device before its sums are read.
+
+        So the device works on while the host waits for them. Where they do not allow the step, nothing moves.
+
+        Returns:
+            Whether they do, as 1 or 0 on the device, and the function that leaps.
+        """
+        max_norm, lengths = self.param_groups[0]["max_grad_norm"], self._lengths(trial)
+
+        def allowed() -> tuple[Any, Any, Tensor]:
+            good = torch.ones((), dtype=torch.bool, device=trial.device)
+            for vector, sizes in trial.pending:
+                loss, totals, _, largest, _ = torch.split(vector, sizes)
+                rows = totals.view(-1, 4)
+                for part in (loss, rows if max_norm is not None else rows[:, :3], largest):
+                    good = good & torch.isfinite(part).all()
+                good = good & (largest > 0).all()
+            clip = _clip(rows, max_norm)
+            return clip, clip * _limit(trial.plan, rows, clip), good.to(vector.dtype)
+
+        clip, factor, good = trial.part("allowed", lambda: trial.do(allowed))
+
+        def leap() -> None:
+            for bucket in trial.buckets:
+                bucket.leap(lengths[id(bucket.group)], factor, clip, good)
+
+        return good, lambda: trial.part("leap ahead", leap)
 
     def _look(self, trial: _Trial) -> None:
         """Move one full step ahead, along the direction of the averages as they will be.
@@ -1582,8 +1619,11 @@ class _Bucket:
         scaled, scales = self.scaled_ascent()
         self.place(scaled if scales is None else scaled.mul_(scales), -size)
 
-    def leap(self, size: float, factor: float | Tensor, clip: float | Tensor) -> None:
-        """Update the averages and move by `size` (without a look-ahead)."""
+    def leap(
+        self, size: float, factor: float | Tensor, clip: float | Tensor, good: Tensor | None = None
+    ) -> None:
+        """Update the averages and move by `size` (without a look-ahead); not at all where `good` is 0."""
+        assert good is None  # only captured
         gradient = self.gradient()
         m, v = _updated(self.factors, *self.averages(), gradient, factor, self.room, commit=True)
         self.move(m, v, size, gradient if self.group["nesterov"] else None, clip)
@@ -1650,6 +1690,10 @@ class _Bucket:
     def restore_weights(self) -> None:
         if self.weights is not None:
             self.write(self.params, self.weights)
+
+    def undo(self) -> None:
+        """After a step that cannot be taken."""
+        self.restore_weights()
 
     def place(
         self,
@@ -1811,7 +1855,14 @@ def _widened(tensor: Tensor, room: _Room, use: str = "wide") -> Tensor:
 def _dot(left: Tensor, right: Tensor, room: _Room) -> Tensor:
     """Σ left·right: float64, 0-dimensional."""
     wide = _widened(left, room)
-    return torch.dot(wide, wide if right is left else _widened(right, room, "wide too"))
+    return _wide_dot(wide, wide if right is left else _widened(right, room, "wide too"))
+
+
+def _wide_dot(left: Tensor, right: Tensor) -> Tensor:
+    if left.device.type == "cpu" or left.numel() % ROWS:
+        return torch.dot(left, right)
+    # Compiled for any length, one sum is one block of threads: a fraction of the GPU.
+    return (left * right).view(ROWS, -1).sum(1).sum()
 
 
 def _moments(
@@ -1822,7 +1873,7 @@ def _moments(
         root = _denominator(c, v, room).rsqrt_()
         m, g = torch.mul(m, root, out=room("scaled")), torch.mul(g, root, out=root)
     wide_m, wide_g = _widened(m, room), _widened(g, room, "wide too")
-    sums = torch.dot(wide_m, wide_g), torch.dot(wide_m, wide_m), torch.dot(wide_g, wide_g)
+    sums = _wide_dot(wide_m, wide_g), _wide_dot(wide_m, wide_m), _wide_dot(wide_g, wide_g)
     if v is not None:
         return sums, None
     return tuple(total / c.correction1 for total in sums), sums[2]
@@ -1914,12 +1965,19 @@ def _pass_leap(
     there: Tensor,
     weights: Tensor | None,
     nesterov: bool,
+    guarded: bool,
 ) -> None:
-    c, [factor, size, keep, clip], g = _Factors(*numbers.unbind()), more.unbind(), g.to(m.dtype)
+    c, g = _Factors(*numbers.unbind()), g.to(m.dtype)
+    factor, size, keep, clip, good = more.unbind()
     new_m, new_v = _updated(c, m, v, g, factor, _nowhere)
     along = _with_nesterov(c, new_m, g, clip, _nowhere) if nesterov else new_m
     direction, scale = _direction(c, along, new_v, _nowhere)
-    there.copy_(_moved(there if weights is None else weights, direction, size * scale, keep, there.dtype))
+    start = there if weights is None else weights
+    moved = _moved(start, direction, size * scale, keep, there.dtype)
+    if guarded:
+        moved, new_m = torch.where(good > 0, moved, start), torch.where(good > 0, new_m, m)
+        new_v = None if v is None else torch.where(good > 0, cast("Tensor", new_v), v)
+    there.copy_(moved)
     m.copy_(new_m)
     if v is not None:
         assert new_v is not None
@@ -2094,12 +2152,15 @@ class _CompiledBucket(_Bucket):
         assert self.weights is not None
         return self.read(self.params) if self.span is not None else torch.empty_like(self.weights)
 
-    def leap(self, size: float, factor: float | Tensor, clip: float | Tensor) -> None:
+    def leap(
+        self, size: float, factor: float | Tensor, clip: float | Tensor, good: Tensor | None = None
+    ) -> None:
         m, v = self.averages()
         there = self.read(self.params) if self.weights is None else self.target()
-        more = self.vector(factor, self.bounded(size), 1 - size * self.group["weight_decay"], clip)
-        nesterov = self.group["nesterov"]
-        self.run(_pass_leap, more, m, v, self.raw_gradient(), there, self.weights, nesterov)
+        numbers = factor, self.bounded(size), 1 - size * self.group["weight_decay"], clip
+        guarded, nesterov = good is not None, self.group["nesterov"]
+        more = self.vector(*numbers, 1.0 if good is None else good)
+        self.run(_pass_leap, more, m, v, self.raw_gradient(), there, self.weights, nesterov, guarded)
         self.write(self.params, there)
         self.keep_averages(m, v)
 
@@ -2201,7 +2262,9 @@ class _CapturedBucket(_CompiledBucket):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.length = sum(self.sizes)
+        self.padded = (
+            -(-sum(self.sizes) // ROWS) * ROWS
+        )  # with zeros, which stay zero in all that is computed
         self.pieces: dict[Any, Tensor] = {}
         self.shapes: dict[int, list[Tensor]] = {}  # of the piece at an address, each parameter's part
         self.addresses = [owner.data_ptr() for owner in self.owners]
@@ -2214,6 +2277,17 @@ class _CapturedBucket(_CompiledBucket):
             for state, part in zip(self.states, parts, strict=True):
                 state[key] = part
             self.averages_of[key] = piece, parts
+
+    def begin(self, trial: _Trial) -> None:
+        super().begin(trial)
+        self.length = self.padded
+
+    def undo(self) -> None:
+        super().undo()
+        for (
+            piece
+        ) in self.pieces.values():  # numbers that are not finite have spoiled what is behind the parameters
+            piece[sum(self.sizes) :].zero_()
 
     def fits(self) -> bool:
         return (
@@ -2229,7 +2303,7 @@ class _CapturedBucket(_CompiledBucket):
     def piece(self, name: str, dtype: torch.dtype) -> Tensor:
         """Memory for all the parameters, one-dimensional, the same every time."""
         if (name, dtype) not in self.pieces:
-            piece = torch.empty(self.length, dtype=dtype, device=self.owners[0].device)
+            piece = torch.zeros(self.padded, dtype=dtype, device=self.owners[0].device)
             starts = chain([0], accumulate(self.sizes))
             self.pieces[name, dtype] = piece
             self.shapes[piece.data_ptr()] = [
@@ -2279,9 +2353,7 @@ class _CapturedBucket(_CompiledBucket):
     def _note_largest(self, g: Tensor) -> None:
         if self.largest is None and self.trial.evaluations <= 1:
             self.largest = self.trial.do(
-                lambda: torch.stack(torch._foreach_norm(torch.split(g, self.sizes), math.inf)).to(
-                    _sum_dtype(g.device)
-                )
+                lambda: torch.stack(torch._foreach_norm(self.shaped(g), math.inf)).to(_sum_dtype(g.device))
             )
 
     def vector(self, *values: float | Tensor) -> Tensor:
@@ -2398,6 +2470,22 @@ class _Graphs:
         return work() if self.current is None else self.current.do(work)
 
 
+def _on_its_way(tensor: Tensor, work: Callable[[], None]) -> list[float]:
+    """The numbers of a tensor on the device, which does `work` next, while the host waits for the numbers only."""
+    if tensor.device.type != "cuda":
+        numbers: list[float] = tensor.tolist()
+        work()
+        return numbers
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(tensor.device))
+    work()
+    there.synchronize()
+    numbers = host.tolist()
+    return numbers
+
+
 def _asynchronous(device: torch.device) -> bool:
     """Whether the device works on while the host does, so that reading from it is waiting for it."""
     return device.type not in ("cpu", "mps")
@@ -2431,42 +2519,54 @@ def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
-def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
-    """All buffers of a model, each with the module and the name that it has there."""
-    owners, seen, left = [], {model}, [model]
-    while left:
-        module = left.pop()
-        owners += [(module, name, buffer) for name, buffer in module._buffers.items()]
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                left.append(child)
-    return owners
+class _Buffers:
+    """A model's buffers and two copies of them, found again in few operations while the model is the same."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        self.modules: list[nn.Module] = []
+        self.children: list[tuple[nn.Module | None, ...]] = []  # of each module
+        self.found: list[Tensor] = []
+        self.forms: list[tuple[Any, ...]] = []
+        self.kinds: list[tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]] = []  # and copies of each
+
+    def find(self) -> list[tuple[nn.Module, str, Tensor | None]]:
+        """All that there are now, each with the module and the name that it has there."""
+        if self.model is None:
+            return []
+        if not self.modules or [tuple(m._modules.values()) for m in self.modules] != self.children:
+            self.modules = list(self.model.modules())
+            self.children = [tuple(m._modules.values()) for m in self.modules]
+        owners = [
+            (m, name, buffer) for m in self.modules if m._buffers for name, buffer in m._buffers.items()
+        ]
+        found = [buffer for _, _, buffer in owners if buffer is not None]
+        forms = [(b.shape, b.dtype, b.device) for b in found]
+        if forms != self.forms or not all(map(is_, found, self.found)):
+            self.found, self.forms = found, forms
+            kinds: dict[Any, list[Tensor]] = {}
+            for buffer in found:
+                kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+            self.kinds = [
+                (buffers, ([torch.empty_like(b) for b in buffers], [torch.empty_like(b) for b in buffers]))
+                for buffers in kinds.values()
+            ]
+        return owners
 
 
 class _Surroundings:
     """The random generators and the model's buffers at one moment, to return to.
 
-    `memory` holds the copies, and is used again by the next that is given the same: few starts of kernels.
+    `place`: in which of the copies; what was there before is overwritten.
     """
 
-    def __init__(
-        self, model: nn.Module | None, devices: list[torch.device], memory: dict[Any, list[Tensor]]
-    ) -> None:
+    def __init__(self, buffers: _Buffers, devices: list[torch.device], place: int) -> None:
         self.cpu = torch.get_rng_state()
         self.devices = [(device, _rng(device).get_rng_state(*_index(device))) for device in devices]
-        self.owners = [] if model is None else _buffers(model)
-        kinds: dict[Any, list[Tensor]] = {}
-        for _, _, buffer in self.owners:
-            if buffer is not None:
-                kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        self.copied: list[tuple[list[Tensor], list[Tensor]]] = []
-        for kind, buffers in kinds.items():
-            copies = memory.get(kind)
-            if copies is None or [c.shape for c in copies] != [b.shape for b in buffers]:
-                copies = memory[kind] = [torch.empty_like(buffer) for buffer in buffers]
-            torch._foreach_copy_(copies, buffers)
-            self.copied.append((buffers, copies))
+        self.owners = buffers.find()
+        self.copied = [(tensors, copies[place]) for tensors, copies in buffers.kinds]
+        for tensors, copies in self.copied:
+            torch._foreach_copy_(copies, tensors)
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
@@ -2474,8 +2574,8 @@ class _Surroundings:
             _rng(device).set_rng_state(state, *_index(device))
         for module, name, buffer in self.owners:
             module._buffers[name] = buffer
-        for buffers, copies in self.copied:
-            torch._foreach_copy_(buffers, copies)
+        for tensors, copies in self.copied:
+            torch._foreach_copy_(tensors, copies)
 
 
 class _Scaled:
@@ -2502,7 +2602,7 @@ class _Trial:
         self.looks = options["acme"] and options["look_in"] == 0
         self.parts = ["ascend"] * options["asam"] + ["look"] * self.looks + ["leap"]  # still to come
         self.done = False
-        self.model = optimizer._model
+        self.of_model = optimizer._buffers
         self.scaler, self.scaled = scaler, optimizer._scaled
         self.compile = optimizer._compile
         self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
@@ -2510,8 +2610,7 @@ class _Trial:
             (d for d in {p.device for p in params} if d.type not in ("cpu", "meta")), key=str
         )
         self.device = params[0].device if params else torch.device("cpu")
-        self.memory = optimizer._memory
-        self.before = _Surroundings(self.model, self.devices, self.memory[0])
+        self.before = _Surroundings(self.of_model, self.devices, 0)
         self.after: _Surroundings | None = None
         self.evaluations = 0
         self.plan: _Plan
@@ -2536,6 +2635,7 @@ class _Trial:
         self.looked = False  # at the look-ahead point already, if the limit turns out to be 1
         self.skipped = False  # for an overflow of scaled gradients
         self.ahead = False  # at the look-ahead point
+        self.leapt = False  # at the next weights already, by `Acme._leap_ahead`
 
     def arrive(self, value: Tensor | float) -> Tensor:
         """After an evaluation: its loss as a float64 scalar, without scale; surroundings as they should be."""
@@ -2544,7 +2644,7 @@ class _Trial:
             assert self.after is not None
             self.after.restore()
         elif self.parts:
-            self.after = _Surroundings(self.model, self.devices, self.memory[1])
+            self.after = _Surroundings(self.of_model, self.devices, 1)
         if self.scaler is not None:
             self.scaler.unscale_(self.scaled[self.evaluations])  # type: ignore[arg-type]
         self.evaluations += 1
@@ -2594,6 +2694,7 @@ class _Trial:
         sums: Callable[[], list[list[Tensor]]],
         others: Sequence[Tensor] = (),
         slopes: Sequence[Tensor] = (),
+        ahead: Callable[[], tuple[Tensor, Callable[[], None]]] | None = None,
     ) -> _Reading:
         """The mean loss over the ranks and the whole sums, by kind of parameters; on the host, unless put off.
 
@@ -2602,6 +2703,7 @@ class _Trial:
             sums: gives four of each bucket.
             others: parameters not in the plan, of whose gradients the squared norms are read, too.
             slopes: one sum of each bucket.
+            ahead: for a captured step that moves next; see `Acme._leap_ahead`.
         """
         if self.graphs is not None:
             loss = self.graphs.gather(loss, self)
@@ -2617,12 +2719,20 @@ class _Trial:
         if self.ahead_of_device and self.parts:
             return _Reading(torch.split(vector, lengths)[1].view(-1, 4), later=True)
         # One wait for the device: what was put off comes along.
-        numbers = iter(torch.cat([vector for vector, _ in self.pending]).tolist())
+        vectors, self.leapt = [vector for vector, _ in self.pending], False
+        if ahead is not None and self.graphs is not None and not self.parts:
+            good, leap = ahead()
+            numbers = iter(_on_its_way(torch.cat([*vectors, good.reshape(1)]), leap))
+            self.leapt = True
+        else:
+            numbers = iter(torch.cat(vectors).tolist())
         *self.settled, latest = [
             self._reading([list(islice(numbers, length)) for length in lengths])
             for _, lengths in self.pending
         ]
         self.pending = []
+        if self.leapt:
+            self.leapt = next(numbers) == 1
         return latest
 
     def _vector(
@@ -2698,7 +2808,8 @@ class _Trial:
     def undo(self, optimizer: Acme) -> None:
         """Back to before the step: weights, the optimizer's state, generators, buffers."""
         with torch.no_grad():
-            self.restore_weights()
+            for bucket in self.buckets:
+                bucket.undo()
             self.forget(optimizer)
             self.before.restore()
 
