@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from itertools import accumulate, chain, islice, repeat
 from numbers import Integral, Real
 from operator import is_
@@ -938,33 +939,45 @@ class Acme(Optimizer):
         return {id(b.group): float(b.group["lr"]) for b in trial.buckets}
 
     def _leap_ahead(self, trial: _Trial) -> tuple[Tensor, Callable[[], None]]:
-        """The leap of a captured step without a look-ahead, to be handed to the device before its sums are read.
+        """`_leap`, by `_move_ahead`."""
+        lengths = self._lengths(trial)
 
-        So the device works on while the host waits for them. Where they do not allow the step, nothing moves.
+        def leap(allowed: _Allowed) -> None:
+            for bucket in trial.buckets:
+                bucket.leap(lengths[id(bucket.group)], allowed.factor, allowed.clip, allowed.good)
+
+        return self._move_ahead(trial, leap)
+
+    def _move_ahead(
+        self, trial: _Trial, move: Callable[[_Allowed], None]
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """The end of a captured step, handed to the device before the step's sums are read.
+
+        So the device works on while the host waits for them. What they do not allow does not move anything: it is
+        for the host to go on from there.
 
         Returns:
-            Whether they do, as 1 or 0 on the device, and the function that leaps.
+            Whether they allow it, as 1 or 0 on the device, and the function that moves.
         """
-        max_norm, lengths = self.param_groups[0]["max_grad_norm"], self._lengths(trial)
+        max_norm = self.param_groups[0]["max_grad_norm"]
 
-        def allowed() -> tuple[Any, Any, Tensor]:
+        def allow() -> _Allowed:
+            parts = [torch.split(vector, lengths) for vector, lengths in trial.pending]
             good = torch.ones((), dtype=torch.bool, device=trial.device)
-            for vector, sizes in trial.pending:
-                loss, totals, _, largest, _ = torch.split(vector, sizes)
+            for loss, totals, slopes, largest, *_ in parts:
                 rows = totals.view(-1, 4)
-                for part in (loss, rows if max_norm is not None else rows[:, :3], largest):
-                    good = good & torch.isfinite(part).all()
+                for numbers in (loss, rows if max_norm is not None else rows[:, :3], slopes, largest):
+                    good = good & torch.isfinite(numbers).all()
                 good = good & (largest > 0).all()
+            l0, l1 = parts[0][0], loss
+            if trial.ahead:
+                good = good & (l1 <= l0).all()
             clip = _clip(rows, max_norm)
-            return clip, clip * _limit(trial.plan, rows, clip), good.to(vector.dtype)
+            factor = clip * _limit(trial.plan, rows, clip)
+            return _Allowed(good.to(l0.dtype), clip, factor, (l1 < l0).to(l0.dtype).reshape(()))
 
-        clip, factor, good = trial.part("allowed", lambda: trial.do(allowed))
-
-        def leap() -> None:
-            for bucket in trial.buckets:
-                bucket.leap(lengths[id(bucket.group)], factor, clip, good)
-
-        return good, lambda: trial.part("leap ahead", leap)
+        allowed = trial.part("allow", lambda: trial.do(allow))
+        return allowed.good, lambda: trial.part("move ahead", lambda: move(allowed))
 
     def _look(self, trial: _Trial) -> None:
         """Move one full step ahead, along the direction of the averages as they will be.
@@ -1012,7 +1025,21 @@ class Acme(Optimizer):
                 bucket.moments_and_leap(alpha * gain) for bucket, gain in zip(compiled, gains, strict=True)
             ]
 
-        reading = trial.read(loss, sums, slopes=trial.slopes)
+        def leap_ahead(allowed: _Allowed) -> None:
+            """The leap after a better look-ahead, which most are."""
+            for bucket, gain in zip(buckets, gains, strict=True):
+                bucket.leap_by_two(
+                    alpha * gain,
+                    trial.factor,
+                    False,
+                    allowed.clip,
+                    allowed.factor,
+                    allowed.used,
+                    allowed.good,
+                )
+
+        ahead = None if searching else partial(self._move_ahead, trial, leap_ahead)
+        reading = trial.read(loss, sums, slopes=trial.slopes, ahead=ahead)
         self._catch_up(trial)
         start = trial.start
         assert start is not None
@@ -1059,7 +1086,7 @@ class Acme(Optimizer):
             for bucket, gain in zip(buckets, gains, strict=True):
                 bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if used else None)
 
-        if not (leapt and used and factor1 == 1):
+        if not (trial.leapt or (leapt and used and factor1 == 1)):
             trial.part("leap by two", leap)
         applied = _damping(reference) * length
         if searching:
@@ -1244,6 +1271,15 @@ class Acme(Optimizer):
 
 class _Again(Exception):
     """The step has to be taken anew, with waiting for the device."""
+
+
+class _Allowed(NamedTuple):
+    """What the device makes of the sums of a step by itself, for `Acme._move_ahead`: 0-dimensional."""
+
+    good: Tensor  #: 1 if the step can be taken as the host would take it, else 0
+    clip: Any  #: of the latest gradient
+    factor: Any  #: the same times its limit
+    used: Tensor  #: 1 if the look-ahead's gradient enters the averages
 
 
 _Totals = (
@@ -1658,6 +1694,8 @@ class _Bucket:
         worse: bool,
         clip: float,
         factor1: float | None,
+        used: Tensor | None = None,
+        good: Tensor | None = None,
     ) -> None:
         """Update the averages with the first gradient, move by `size`, update them with the second (`acme`).
 
@@ -1665,7 +1703,10 @@ class _Bucket:
             worse: the look-ahead was worse than the start, whose gradient Nesterov's term then takes.
             clip: what clips that gradient.
             factor1: the second gradient's; None leaves that update out.
+            used: captured, 0 leaves it out, too.
+            good: captured, 0 leaves everything out.
         """
+        assert used is None and good is None
         m, v = self.averages_ahead(factor, commit=True)
         gradient = self.gradient()
         nesterov = None
@@ -2052,9 +2093,10 @@ def _pass_leap_by_two(
     g: Tensor,
     there: Tensor,
     weights: Tensor,
+    guarded: bool,
 ) -> None:
     c, g = _Factors(*numbers.unbind()), g.to(m.dtype)
-    factor, size, keep, clip, worse, factor1, again = more.unbind()
+    factor, size, keep, clip, worse, factor1, again, good = more.unbind()
     new_m, new_v = pending, None
     if new_m is None:
         assert kept is not None
@@ -2063,12 +2105,17 @@ def _pass_leap_by_two(
     if g0 is not None:
         along = _with_nesterov(c, new_m, torch.where(worse > 0, g0.to(m.dtype), g), clip, _nowhere)
     direction, scale = _direction(c, along, new_v, _nowhere)
-    there.copy_(_moved(weights, direction, size * scale, keep, there.dtype))
+    moved = _moved(weights, direction, size * scale, keep, there.dtype)
     last_m, last_v = _updated(c, new_m, new_v, g, factor1, _nowhere)
-    m.copy_(torch.where(again > 0, last_m, new_m))
+    last_m = torch.where(again > 0, last_m, new_m)
+    if guarded:
+        moved, last_m = torch.where(good > 0, moved, weights), torch.where(good > 0, last_m, m)
+    there.copy_(moved)
+    m.copy_(last_m)
     if v is not None:
         assert new_v is not None and last_v is not None
-        v.copy_(torch.where(again > 0, last_v, new_v))
+        last_v = torch.where(again > 0, last_v, new_v)
+        v.copy_(torch.where(good > 0, last_v, v) if guarded else last_v)
 
 
 # Each mode and dtype is a compilation of its own; beyond torch's limit (8) they would run as they are. From 2.12.
@@ -2222,6 +2269,8 @@ class _CompiledBucket(_Bucket):
         worse: bool,
         clip: float,
         factor1: float | None,
+        used: Tensor | None = None,
+        good: Tensor | None = None,
     ) -> None:
         m, v = self.averages()
         there = self.target()
@@ -2232,7 +2281,8 @@ class _CompiledBucket(_Bucket):
             clip,
             float(worse),
             1.0 if factor1 is None else factor1,
-            float(factor1 is not None),
+            float(factor1 is not None) if used is None else used,
+            1.0 if good is None else good,
         )
         start = None
         if self.group["nesterov"]:
@@ -2248,6 +2298,7 @@ class _CompiledBucket(_Bucket):
             self.raw_gradient(),
             there,
             self.weights,
+            good is not None,
         )
         self.write(self.params, there)
         self.keep_averages(m, v)
@@ -2635,7 +2686,7 @@ class _Trial:
         self.looked = False  # at the look-ahead point already, if the limit turns out to be 1
         self.skipped = False  # for an overflow of scaled gradients
         self.ahead = False  # at the look-ahead point
-        self.leapt = False  # at the next weights already, by `Acme._leap_ahead`
+        self.leapt = False  # at the next weights already, by `Acme._move_ahead`
 
     def arrive(self, value: Tensor | float) -> Tensor:
         """After an evaluation: its loss as a float64 scalar, without scale; surroundings as they should be."""
@@ -2703,7 +2754,7 @@ class _Trial:
             sums: gives four of each bucket.
             others: parameters not in the plan, of whose gradients the squared norms are read, too.
             slopes: one sum of each bucket.
-            ahead: for a captured step that moves next; see `Acme._leap_ahead`.
+            ahead: for a captured step that moves next; see `Acme._move_ahead`.
         """
         if self.graphs is not None:
             loss = self.graphs.gather(loss, self)

@@ -10,8 +10,9 @@ usual: torchvision's PIL transforms in a DataLoader with two workers, float32, c
 Columns: `images_per_s`, the median over the turns; `of_limit`, the fraction of (a); `to_usual`, the ratio to (b) for
 the optimizers of one evaluation a step; `first_epoch_s`, compilation included; `pays_after_epochs`, of 50 000
 images, from which the compiled run is the faster one, compilation included; `recompiled`, graphs compiled after the
-first epoch. On CUDA also `busy`, the fraction of the time in which a kernel runs, and `matrix`, the arithmetic of
-the convolutions and products as a fraction of the rate of a large bfloat16 matrix product on the same device.
+first epoch. On CUDA also `busy`, the fraction of the time in which a kernel runs; `convolutions`, the fraction in
+which one of convolutions or matrix products does; and `matrix`, the arithmetic of these as a fraction of the rate of
+a large bfloat16 matrix product on the same device. There the compiled experiment and its limit are captured, too.
 A device that has no bfloat16 and would emulate it is measured in float32 alone, with all four switches compiled only.
 The images are made up (`--dataset synthetic`'s): their number and size matter, not what they show.
 """
@@ -19,6 +20,7 @@ The images are made up (`--dataset synthetic`'s): their number and size matter, 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from dataclasses import replace
@@ -37,8 +39,9 @@ OPTIMIZERS: dict[str, dict[str, bool]] = {
     "ACME": {"acme": True},
     "all four": {"acme": True, "adam": True, "asam": True, "nesterov": True},
 }
-IMAGES = {"10-1": 2000, "16-4": 400, "16-8": 4000}
+IMAGES = {"10-1": 2000, "16-4": 400, "16-8": 10_000}
 EPOCH = 50_000
+PRODUCTS = re.compile("xmma|convolve|cutlass|gemm|nvjet|cudnn")  # names of kernels
 
 
 def sync(device: torch.device) -> None:
@@ -136,8 +139,8 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def busy_and_flops(epochs: Epochs) -> tuple[float, float]:
-    """The fraction of an epoch in which a kernel runs, and its floating-point operations in products a second."""
+def busy_and_flops(epochs: Epochs) -> tuple[float, float, float]:
+    """The fractions of an epoch in which a kernel runs, and one of products; their floating-point operations a second."""
     from torch.utils.flop_counter import FlopCounterMode
 
     experiment = epochs.experiment
@@ -149,15 +152,16 @@ def busy_and_flops(epochs: Epochs) -> tuple[float, float]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         epochs.epoch()
     spans = sorted(
-        (event.time_range.start, event.time_range.end)
+        (event.time_range.start, event.time_range.end, event.name)
         for event in profile.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
-    running = end = 0.0
-    for start, stop in spans:
+    running = products = end = 0.0
+    for start, stop, name in spans:
         running += max(0.0, stop - max(start, end))
+        products += (stop - start) * bool(PRODUCTS.search(name))
         end = max(end, stop)
-    return running * 1e-6 / seconds, operations / seconds
+    return running * 1e-6 / seconds, products * 1e-6 / seconds, operations / seconds
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -230,7 +234,7 @@ def measure(
             else:
                 plain[name] = seconds
             if device.type == "cuda":
-                row["busy"], operations = busy_and_flops(epochs)
+                row["busy"], row["convolutions"], operations = busy_and_flops(epochs)
                 row["matrix"] = operations / rate
             rows.append(row)
             print(".", end="", flush=True)
