@@ -67,11 +67,10 @@ DEVICE_ELEMENTS = 1 << 24
 
 # `compile` on CUDA: see `_Graphs`.
 RUNS_BEFORE_CAPTURE = 2
-MOST_GRAPHS = (
-    32  # of one optimizer; parts that would be more (options that change every step) run as they are
-)
+MOST_GRAPHS = 32  # of one optimizer; parts beyond that (options that change every step) run as they are
 MOST_CAPTURED_GROUPS = 64
-ROWS = 1 << 10  # in which its sums are taken first
+ROW_DEVICES = ("cuda",)  # where sums are taken in ROWS first
+ROWS = 1 << 10
 NUMBERS = 1 << 13  # of a part at most: of each bucket, a group's at most 8, no more than 16
 
 # Options that each parameter group may set for itself; the others belong to the whole optimizer.
@@ -1896,11 +1895,11 @@ def _widened(tensor: Tensor, room: _Room, use: str = "wide") -> Tensor:
 def _dot(left: Tensor, right: Tensor, room: _Room) -> Tensor:
     """Σ left·right: float64, 0-dimensional."""
     wide = _widened(left, room)
-    return _wide_dot(wide, wide if right is left else _widened(right, room, "wide too"))
+    return _wide_dot(wide, wide if right is left else _widened(right, room, "wide too"), room)
 
 
-def _wide_dot(left: Tensor, right: Tensor) -> Tensor:
-    if left.device.type == "cpu" or left.numel() % ROWS:
+def _wide_dot(left: Tensor, right: Tensor, room: _Room) -> Tensor:
+    if room is not _nowhere or left.device.type not in ROW_DEVICES or left.numel() % ROWS:
         return torch.dot(left, right)
     # Compiled for any length, one sum is one block of threads: a fraction of the GPU.
     return (left * right).view(ROWS, -1).sum(1).sum()
@@ -1914,7 +1913,7 @@ def _moments(
         root = _denominator(c, v, room).rsqrt_()
         m, g = torch.mul(m, root, out=room("scaled")), torch.mul(g, root, out=root)
     wide_m, wide_g = _widened(m, room), _widened(g, room, "wide too")
-    sums = _wide_dot(wide_m, wide_g), _wide_dot(wide_m, wide_m), _wide_dot(wide_g, wide_g)
+    sums = tuple(_wide_dot(a, b, room) for a, b in ((wide_m, wide_g), (wide_m, wide_m), (wide_g, wide_g)))
     if v is not None:
         return sums, None
     return tuple(total / c.correction1 for total in sums), sums[2]

@@ -4,6 +4,8 @@ The stand-in knows what a CUDA graph knows: the operations and the tensors they 
 and nothing of the Python around them. tests/acme/test_cuda.py has the same with real graphs.
 """
 
+import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -68,11 +70,24 @@ class AsItIs(dict):
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acme, "_asynchronous", lambda device: True)
     monkeypatch.setattr(acme, "_capturable", lambda device: True)
     monkeypatch.setattr(acme, "_capture", capture)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acme, "_compiled", AsItIs())
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled and not captured: the stand-in does not see the operations of what is compiled."""
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("no C++ compiler, which inductor needs")
+    monkeypatch.setattr(acme, "RUNS_BEFORE_CAPTURE", math.inf)
+    monkeypatch.setattr(acme, "ROW_DEVICES", ("cpu",))
 
 
 def graphs(optimizer: Acme) -> dict:
@@ -88,8 +103,27 @@ OPTIONS = [
 
 @all_modes
 @pytest.mark.parametrize("options", OPTIONS, ids=("plain", "decay+clipping", "bias correction"))
-def test_same_as_without(mode, options) -> None:
+def test_same_as_without(mode, options, stand_in) -> None:
     """The numbers of the arithmetic as it is, while everything that may change from step to step does."""
+    parts = {name for (name, _), _ in graphs(compare(mode, options))} - {
+        "leap by two"
+    }  # after worse look-aheads
+    assert parts == {
+        *(f"read {i + 1}" for i in range(1 + mode["acme"] + mode["asam"])),
+        *(["climb"] if mode["asam"] else []),
+        *(["limit", "look"] if mode["acme"] else []),
+        "allow",
+        "move ahead",
+    }
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[8], MODES[15]], ids=mode_id)
+def test_same_where_it_is_compiled(mode, compiled) -> None:
+    assert not graphs(compare(mode, OPTIONS[1]))
+
+
+def compare(mode: dict, options: dict) -> Acme:
+    """Train with and without; the optimizer with."""
     results = []
     for captured in (False, True):
         model = net(dropout=0.2)
@@ -119,18 +153,11 @@ def test_same_as_without(mode, options) -> None:
         )
     if mode["acme"]:
         assert {r.look_ahead_loss > r.loss for r in reports[6:]} == {True, False}
-    parts = {name for (name, _), _ in graphs(optimizer)} - {"leap by two"}  # after the worse ones
-    assert parts == {
-        *(f"read {i + 1}" for i in range(1 + mode["acme"] + mode["asam"])),
-        *(["climb"] if mode["asam"] else []),
-        *(["limit", "look"] if mode["acme"] else []),
-        "allow",
-        "move ahead",
-    }
+    return optimizer
 
 
 @all_modes
-def test_strided_parameters_and_16_bits(mode) -> None:
+def test_strided_parameters_and_16_bits(mode, stand_in) -> None:
     """channels_last weights, transposed ones, bfloat16 ones: all in one order, the parameters' own."""
     results = []
     for captured in (False, True):
@@ -160,7 +187,7 @@ def test_strided_parameters_and_16_bits(mode) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_rare_look_aheads(every) -> None:
+def test_rare_look_aheads(every, stand_in) -> None:
     """Two kinds of steps, each with graphs of its own."""
     results = []
     for captured in (False, True):
@@ -179,7 +206,7 @@ def test_rare_look_aheads(every) -> None:
 
 @all_modes
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_exceptions(mode, failing) -> None:
+def test_exceptions(mode, failing, stand_in) -> None:
     """A closure that fails, or whose loss is not finite, in a step that is replayed."""
     if failing > mode["acme"] + mode["asam"]:
         pytest.skip("no such evaluation")
@@ -220,7 +247,7 @@ def test_exceptions(mode, failing) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
 
 
-def test_a_gradient_that_becomes_zero() -> None:
+def test_a_gradient_that_becomes_zero(stand_in) -> None:
     """The step is taken back and anew without that parameter, and again with it."""
     results = []
     for captured in (False, True):
@@ -244,7 +271,7 @@ def test_a_gradient_that_becomes_zero() -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
 
 
-def test_what_lies_elsewhere_is_noticed() -> None:
+def test_what_lies_elsewhere_is_noticed(stand_in) -> None:
     """Weights moved to other memory, averages replaced or loaded: captured anew, nothing lost."""
     results = []
     for captured in (False, True):
@@ -267,7 +294,7 @@ def test_what_lies_elsewhere_is_noticed() -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
 
 
-def test_options_that_change() -> None:
+def test_options_that_change(stand_in) -> None:
     """What a graph holds as a constant is captured anew; with ever new values it is left as it is."""
     results = []
     for captured in (False, True):
@@ -283,7 +310,7 @@ def test_options_that_change() -> None:
 
 
 @pytest.mark.parametrize("mode", [MODES[8], MODES[14]], ids=mode_id)
-def test_saved_averages_are_their_own(mode, tmp_path) -> None:
+def test_saved_averages_are_their_own(mode, tmp_path, stand_in) -> None:
     """The state, whose tensors share memory, survives saving and copying, and continues the same."""
     model = net()
     optimizer = Acme(model, start(mode), **mode, compile=True)
