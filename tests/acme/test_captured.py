@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import test_fuzz
 import torch
 from common import MODES, all_modes, assert_same, batches, make_closure, mode_id, net, snapshot, start, vector
+from test_fuzz import WithAcme, WithoutAcme
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +23,8 @@ from acme import Acme, acme
 
 class Recorder(TorchDispatchMode):
     """Captures: everything is as before afterwards, but for new tensors."""
+
+    replays = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +44,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
+        Recorder.replays += 1
         for func, args, kwargs, result in self.calls:
             again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
@@ -88,6 +93,25 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("no C++ compiler, which inductor needs")
     monkeypatch.setattr(acme, "RUNS_BEFORE_CAPTURE", math.inf)
     monkeypatch.setattr(acme, "ROW_DEVICES", ("cpu",))
+
+
+class CapturedWithAcme(WithAcme):
+    compile, steps = True, 30
+
+
+class CapturedWithoutAcme(WithoutAcme):
+    compile, steps = True, 30
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("machine", [CapturedWithAcme, CapturedWithoutAcme])
+def test_histories(machine, stand_in, monkeypatch) -> None:
+    """Of test_fuzz.py, a tenth as many, each part captured the first time and replayed from then on."""
+    monkeypatch.setattr(acme, "RUNS_BEFORE_CAPTURE", 0)
+    monkeypatch.setattr(test_fuzz, "EXAMPLES", test_fuzz.EXAMPLES // 10)
+    monkeypatch.setattr(Recorder, "replays", 0)
+    test_fuzz.test_histories(machine)
+    assert Recorder.replays > test_fuzz.EXAMPLES
 
 
 def graphs(optimizer: Acme) -> dict:

@@ -88,9 +88,10 @@ class Landscape:
 
 
 class History(RuleBasedStateMachine):
-    """The rules; `acme` is set by the two classes below."""
+    """The rules; `acme` is set by the two classes below, `compile` by those in test_captured.py."""
 
-    acme = False
+    acme = compile = False
+    steps = 7
 
     @initialize(bits=st.integers(0, 31), draw=numbers, lr=st.integers(-6, 6), how=st.integers(0, 3))
     def begin(self, bits: int, draw: int, lr: int, how: int) -> None:
@@ -103,7 +104,7 @@ class History(RuleBasedStateMachine):
             lr=0.0 if draw % 29 == 0 else 10.0**lr,
             betas=[(0.9, 0.999), (0.0, 0.9), (0.5, 0.0), (0.99, 0.99)][draw % 4],
             epsilon=[1e-8, 0.0, 1e-3][draw % 3], weight_decay=[0.0, 0.01][draw // 5 % 2], rho=[1.0, 0.05][draw // 7 % 2],
-            eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3],
+            eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3], compile=self.compile,
         )  # fmt: skip
         self.options["unbiased_squares"] = bool(
             self.options["adam"] and self.options["bias_correction"] and draw // 31 % 2
@@ -220,7 +221,11 @@ class History(RuleBasedStateMachine):
                     loss = closure()
                 optimizer.leap(loss)
             loss = first
-        assert optimizer.report.evaluations == calls
+        taken_anew = self.compile and calls > optimizer.report.evaluations  # where a gradient became zero
+        assert calls - optimizer.report.evaluations in (
+            0,
+            taken_anew * (1 + self.acme + self.options["asam"]),
+        )
         assert float(loss) == optimizer.report.loss
         return loss
 
@@ -241,7 +246,8 @@ class History(RuleBasedStateMachine):
             kind = TAME[draw % len(TAME)]
         lie = 1.0 if draw % 4 or not self.acme else [-1.0, 100.0, 1e-3, -1e-6][draw // 4 % 4]
         missing = missing if draw % 5 == 0 else 0
-        landscape = Landscape(kind, draw, lie, missing, (draw >> 9) % 16 if draw % 7 == 0 else 0)
+        zero = (draw >> 9) % 16 if draw % 7 == 0 and not (self.compile and spoiled) else 0
+        landscape = Landscape(kind, draw, lie, missing, zero)
 
         def spoil(number, loss, params):
             if number != call:
@@ -277,7 +283,9 @@ class History(RuleBasedStateMachine):
         elif spoiled is None:
             for i, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
                 assert not missing >> i & 1 or torch.equal(old, new), "no gradient, no movement"
-        if twin is not None:
+        if (
+            twin is not None and not self.compile
+        ):  # whose first steps are taken another way, equal but for rounding
             torch.set_rng_state(before[3])
             self.run(*twin, *arguments)
             assert self.same(after, self.photograph(*twin)), "a loaded optimizer goes on bit for bit"
@@ -369,7 +377,7 @@ def test_histories(machine) -> None:
     run_state_machine_as_test(
         run,
         settings=settings(
-            max_examples=EXAMPLES // 2, stateful_step_count=7, deadline=None, derandomize=not SEED,
+            max_examples=EXAMPLES // 2, stateful_step_count=machine.steps, deadline=None, derandomize=not SEED,
             database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
         ),
     )  # fmt: skip
@@ -378,7 +386,7 @@ def test_histories(machine) -> None:
     wanted: list = [(machine.acme, bool(b & 1), bool(b & 2), bool(b & 4)) for b in range(8)]
     wanted += [str(dtype) for dtype in DTYPES]
     wanted += ["FloatingPointError", "RuntimeError", "KeyboardInterrupt", "wrong loss", "wrong order"]
-    wanted += ["continued after loading"]
+    wanted += ["continued after loading"] * (not machine.compile)
     wanted += [
         f"{what} at evaluation {call}"
         for what in ("loss", "gradient", "error", "interrupt")
