@@ -322,8 +322,9 @@ class Acme(Optimizer):
             device mesh, else all ranks, where torch.distributed is in use. For independent trainings pass a
             group of one rank (``torch.distributed.new_subgroups(group_size=1)[0]``).
         compile: compile the arithmetic between the evaluations with `torch.compile`, which then goes over the
-            memory as seldom as it can. Takes some seconds in the first two steps, and on the CPU a C++ compiler;
-            pays for millions of parameters. Results differ by rounding. Not saved with the state.
+            memory as seldom as it can, and on CUDA is captured as graphs too: few launches a step, for up to five
+            copies of the parameters beyond the state. Takes some seconds in the first steps, and on the CPU a C++
+            compiler; pays for millions of parameters. Results differ by rounding. Not saved with the state.
         gain: factor on γ, and so on every step with `acme`. 1 is the published algorithm; larger ones pay in
             short trainings, smaller ones where the step size is still too large. Not published.
         adapt_every: look ahead, and adapt the step size, at least in every `adapt_every`-th step; the others
