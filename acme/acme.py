@@ -1282,9 +1282,8 @@ class _Allowed(NamedTuple):
     used: Tensor  #: 1 if the look-ahead's gradient enters the averages
 
 
-_Totals = (
-    Any  # of each kind of parameters four sums: lists of floats, or a float64 tensor still on the device
-)
+# Of each kind of parameters four sums: lists of floats, or a float64 tensor still on the device.
+_Totals = Any
 
 
 @dataclass
@@ -2313,9 +2312,8 @@ class _CapturedBucket(_CompiledBucket):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.padded = (
-            -(-sum(self.sizes) // ROWS) * ROWS
-        )  # with zeros, which stay zero in all that is computed
+        # Behind the parameters are zeros, which stay zero in all that is computed.
+        self.padded = -(-sum(self.sizes) // ROWS) * ROWS
         self.pieces: dict[Any, Tensor] = {}
         self.shapes: dict[int, list[Tensor]] = {}  # of the piece at an address, each parameter's part
         self.addresses = [owner.data_ptr() for owner in self.owners]
@@ -2335,9 +2333,8 @@ class _CapturedBucket(_CompiledBucket):
 
     def undo(self) -> None:
         super().undo()
-        for (
-            piece
-        ) in self.pieces.values():  # numbers that are not finite have spoiled what is behind the parameters
+        # Numbers that are not finite have spoiled the zeros.
+        for piece in self.pieces.values():
             piece[sum(self.sizes) :].zero_()
 
     def fits(self) -> bool:
