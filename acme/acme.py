@@ -906,10 +906,12 @@ class Acme(Optimizer):
         assert trial.start is not None
         totals = trial.start.totals
 
+        def size(rho: float) -> Any:
+            return rho / (_root_of_sum(totals, 0) + ASAM_FLOOR)
+
         def climb() -> None:
             for bucket in trial.buckets:
-                rho = bucket.group["rho"]
-                bucket.climb(trial.do(lambda rho=rho: rho / (_root_of_sum(totals, 0) + ASAM_FLOOR)))
+                bucket.climb(trial.do(partial(size, bucket.group["rho"])))
 
         trial.part("climb", climb)
 
@@ -2526,7 +2528,7 @@ def _on_its_way(tensor: Tensor, work: Callable[[], None]) -> list[float]:
         return numbers
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    there = torch.cuda.Event()
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record(torch.cuda.current_stream(tensor.device))
     work()
     there.synchronize()
