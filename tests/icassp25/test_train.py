@@ -159,7 +159,8 @@ def test_pyramid_on_the_cpu(tmp_path: Path, bottleneck: bool) -> None:
 
 
 def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
-    config = replace(TINY, lr=0.1, epochs=1, train_images=300)
+    # The last layer begins with zeros: small steps leave the loss where it is, in either precision.
+    config = replace(TINY, lr=1.0, epochs=1)
     losses = [
         float(go(tmp_path, replace(config, precision=precision), precision)[0][0]["train_loss"])
         for precision in ("float32", "bfloat16")
