@@ -101,7 +101,7 @@ class History(RuleBasedStateMachine):
         self.options = dict(
             acme=self.acme, adam=bool(bits & 1), asam=bool(bits & 2), nesterov=bool(bits & 4),
             bias_correction=bool(bits & 8), total_steps=None if bits & 16 else 1 + draw % 5,
-            lr=0.0 if draw % 29 == 0 else 10.0**lr,
+            lr=0.0 if draw % 29 == 0 else 10.0**lr * ([1, 2, 5][draw // 37 % 3] if self.acme else 1),
             betas=[(0.9, 0.999), (0.0, 0.9), (0.5, 0.0), (0.99, 0.99)][draw % 4],
             epsilon=[1e-8, 0.0, 1e-3][draw % 3], weight_decay=[0.0, 0.01][draw // 5 % 2], rho=[1.0, 0.05][draw // 7 % 2],
             eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3], compile=self.compile,
