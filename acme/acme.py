@@ -2496,8 +2496,12 @@ class _Graphs:
         key = name, self.constants
         graph = self.graphs.get(key)
         if graph is None:
+            if len(self.graphs) >= MOST_GRAPHS:
+                return work()
+            if len(self.seen) >= 4 * MOST_GRAPHS:  # options that change every step
+                self.seen.clear()
             times = self.seen[key] = self.seen.get(key, 0) + 1
-            if times <= RUNS_BEFORE_CAPTURE or len(self.graphs) >= MOST_GRAPHS:
+            if times <= RUNS_BEFORE_CAPTURE:
                 return work()
             self.current = graph = _Graph(self.device, self.dtypes)
             try:

@@ -284,9 +284,8 @@ class History(RuleBasedStateMachine):
         elif spoiled is None:
             for i, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
                 assert not missing >> i & 1 or torch.equal(old, new), "no gradient, no movement"
-        if (
-            twin is not None and not self.compile
-        ):  # whose first steps are taken another way, equal but for rounding
+        # Captured, the first steps after loading are taken another way, equal but for rounding.
+        if twin is not None and not self.compile:
             torch.set_rng_state(before[3])
             self.run(*twin, *arguments)
             assert self.same(after, self.photograph(*twin)), "a loaded optimizer goes on bit for bit"
