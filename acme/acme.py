@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-__all__ = ["Acme", "Adaptation", "Decision", "Report", "adapt"]
+__all__ = ["Acme", "Adaptation", "Decision", "Report", "adapt", "get_polynomial_multi_avg_fn", "search"]
 
 # Published constants.
 GROWTH_LIMIT = 2.0  # F: one gradient may at most double the squared norm of the gradient average
@@ -262,6 +262,38 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
     if p1 > p0 / 2 and not higher:
         return (alpha, True) if latest < 0 else (min(SEARCH_FACTOR * alpha, sys.float_info.max), False)
     return alpha / SEARCH_FACTOR, latest > 0
+
+
+def get_polynomial_multi_avg_fn(
+    power: float = 8.0,
+) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """A `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`: averaged weights in place of annealed steps.
+
+    After t updates the average is ``a ← a + (power + 1)/(t + power)·(w - a)``: the weights that a training passes
+    through, those of step s counting about as (s/t)^power, so that the last ninth counts for two thirds at a `power` of
+    8. There is nothing to fit to the length of the training. Integer buffers are copied.
+
+    Args:
+        power: how fast early weights are forgotten, at least 0; 0 averages all of them alike.
+
+    Raises:
+        TypeError, ValueError: `power` is no such number.
+
+    Source: Shamir and Zhang, *Stochastic Gradient Descent for Non-smooth Optimization*, ICML 2013 (polynomial-decay
+    averaging); a power of 8 as in Ivgi, Hinder and Carmon, *DoG is SGD's Best Friend*, ICML 2023.
+    """
+    decay = _number({"power": power}, "power")
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        if not averaged[0].is_floating_point():
+            torch._foreach_copy_(averaged, current)
+            return
+        difference = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(difference, (decay + 1) / (updates + 1 + decay))
+        torch._foreach_add_(averaged, difference)
+
+    return update
 
 
 def _rise(l0: float, l1: float, alpha: float, slope: float) -> float:

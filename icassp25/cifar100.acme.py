@@ -90,6 +90,11 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
            "published algorithm", type=int, metavar="N")  # fmt: skip
     switch("--unbiased-squares", "with --adam, begin the squared average where bias correction expects it; off is the "
            "published algorithm")  # fmt: skip
+    switch("--no-annealing", "steps are not annealed: neither by ACME nor, without it, by the cosine")
+    switch(
+        "--average-weights",
+        "test at the polynomial-decay average of the weights that the steps passed through",
+    )
     option("--optimizer", "acme, with the switches above, or one of its peers as its authors use it, from its own "
            "package", choices=OPTIMIZERS)  # fmt: skip
     option("--wandb", "also log to Weights & Biases under this run name", metavar="NAME")

@@ -105,6 +105,8 @@ class RunConfig:
     adapt_every: int = 1
     search_steps: int = 0
     unbiased_squares: bool = False
+    no_annealing: bool = False
+    average_weights: bool = False
     acme_script: str = "acme"
     optimizer: str = ACME
     seed: int = 42
@@ -162,6 +164,10 @@ class RunConfig:
             base += "-unbiased"
         if self.optimizer != ACME:
             base = f"peer-{self.optimizer}"
+        if self.no_annealing:
+            base += "-constant"
+        if self.average_weights:
+            base += "-averaged"
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
 
     def check(self) -> None:
@@ -287,9 +293,22 @@ class RunConfig:
                     f"{value} {beside}",
                     "--optimizer acme, whose option it is",
                 )
+        peer = PEERS[self.optimizer]
+        need(
+            peer.cosine or not self.no_annealing,
+            "no_annealing",
+            beside,
+            "nothing (it has no schedule)",
+        )
+        need(
+            not (self.average_weights and (peer.modes or peer.averager)),
+            "average_weights",
+            beside,
+            "nothing (it averages them itself)",
+        )
         need(self.lr > 0, "lr", f"{self.lr} {beside}", "a number above 0")
         need(
-            self.momentum > 0 or not PEERS[self.optimizer].modes,
+            self.momentum > 0 or not peer.modes,
             "momentum",
             f"{self.momentum} {beside}",
             "a number above 0",

@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from acme import get_polynomial_multi_avg_fn
 from icassp25 import peers, runlog, tasks
 from icassp25.capture import CapturedEvaluation, Evaluation
 from icassp25.config import RunConfig, UsageError
@@ -154,13 +156,21 @@ class Experiment:
             self.optimizer = self._acme(optimizer_class)
         else:
             self.optimizer = self.peer = peers.Adapter(config, self.model, BETA2, EPSILON)
-        if self.peer.peer.cosine if self.peer else not config.acme:
+        cosine = self.peer.peer.cosine if self.peer else not config.acme
+        if cosine and not config.no_annealing:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
                 self.peer.optimizer if self.peer else self.optimizer,
                 T_max=config.epochs,
                 eta_min=self.optimizer.param_groups[0]["lr"] * FINAL_LR_FRACTION,
             )
         self.tested_model = self.peer.tested_model if self.peer else self.model
+        self.average: AveragedModel | None = None
+        if config.average_weights:
+            # BatchNorm's statistics are averaged like the weights, as DoG's averager does.
+            self.average = AveragedModel(
+                self.model, multi_avg_fn=get_polynomial_multi_avg_fn(), use_buffers=True
+            )
+            self.tested_model = self.average
         self.progress = Progress()
         self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
 
@@ -179,7 +189,7 @@ class Experiment:
             eta=config.eta,
             nesterov=config.nesterov,
             bias_correction=config.adam,
-            total_steps=config.epochs * config.steps_per_epoch,
+            total_steps=None if config.no_annealing else config.epochs * config.steps_per_epoch,
             **({"compile": True} if config.compile else {}),
             # Only where they are asked for: another --acme-script need not know them.
             **({"gain": config.gain} if config.gain != 1 else {}),
@@ -278,6 +288,8 @@ class Experiment:
             loss = self.optimizer.step(closure)
         finally:
             self.progress.evaluations += evaluations
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.progress.steps += 1
         tally.steps += 1
         tally.loss += loss
@@ -354,6 +366,7 @@ class Experiment:
             "rows": [asdict(row) for row in rows],
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "generator": self.generator.get_state(),
@@ -395,6 +408,8 @@ class Experiment:
                 "install the version that it began with, or delete it to start over."
             )
         self.model.load_state_dict(content["model"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])

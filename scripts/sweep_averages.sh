@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Annealed steps, averaged weights, neither or both: ACME with rare look-aheads (Adam's with unbiased squares) from its
+# default, torch's SGD and AdamW from once and ten times theirs.
+#
+#   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_averages.sh [--slurm]
+#
+# The same images and held-out images as sweep_peers.sh, and the same files where it has the run. See presets.sh for
+# what a preset trains. Finished runs are skipped, interrupted ones resumed.
+. "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit
+
+OPTIONS+=(--validation "$PEER_VALIDATION")
+averaged=(--no-annealing --average-weights)
+for seed in $PEER_SEEDS; do
+    ways() { # NAME, the names of the annealed and of the averaged run, OPTION…
+        local options=(--seed "$seed" "${@:4}")
+        run "$2.seed$seed"                  "${options[@]}"
+        run "$3.seed$seed"                  "${options[@]}" "${averaged[@]}"
+        run "averages/$1.neither.seed$seed" "${options[@]}" --no-annealing
+        run "averages/$1.both.seed$seed"    "${options[@]}" --average-weights
+    }
+    rare=(--acme --gain 2 --adapt-every 10 --search-steps 20)
+    ways sgd-acme peers/sgd-acme-rare.x1 peers/sgd-acme-averaged.x1 --lr 0.1 "${rare[@]}"
+    ways adam-acme peers/adam-acme-unbiased.x1 peers/adam-acme-averaged.x1 --lr 0.001 --adam "${rare[@]}" --unbiased-squares
+    for power in 0 1; do
+        scale=x$((10 ** power))
+        ways sgd.$scale peers/sgd.$scale averages/sgd.$scale.averaged --lr 0.1e$power --optimizer sgd
+        ways adamw.$scale peers/adamw.$scale averages/adamw.$scale.averaged --lr 0.001e$power --optimizer adamw
+    done
+done
+report
