@@ -264,9 +264,12 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
     return alpha / SEARCH_FACTOR, latest > 0
 
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]  # as torch's foreach operations and averages have it
+
+
 def get_polynomial_multi_avg_fn(
     power: float = 8.0,
-) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """A `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`: averaged weights in place of annealed steps.
 
     After t updates the average is ``a ← a + (power + 1)/(t + power)·(w - a)``: the weights that a training passes
@@ -285,7 +288,7 @@ def get_polynomial_multi_avg_fn(
     decay = _number({"power": power}, "power")
 
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+    def update(averaged: _Tensors, current: _Tensors, updates: Tensor | int) -> None:
         if not averaged[0].is_floating_point():
             torch._foreach_copy_(averaged, current)
             return

@@ -134,7 +134,8 @@ def peers_table(study: PeerStudy) -> Table:
         f"ACME beside its peers, at the same epochs: test error in % after the last epoch ({words(study)}) from the "
         f"default scale, from the scale of {len(study.scales)} with the lowest last-epoch validation error (chosen with the "
         "first seed, and used with all), and from the worst scale (mean over seeds); gradient evaluations and seconds of one run. "
-        "The differences are those of ACME with the same base (SGD or Adam), with rare look-aheads, Adam's with unbiased squares if run (as published beside SAM and "
+        "The differences are those of ACME with the same base (SGD or Adam) and rare look-aheads, with averaged weights and Adam's with "
+        "unbiased squares if they have been run (as published beside SAM and "
         "ASAM, which evaluate twice a step), from its default, in percentage points, paired "
         f"by seed, with their 95 % confidence interval by Student's t. {study.whole_caption}.",
         how(study) + notes(study),
@@ -186,7 +187,8 @@ def equal_table(study: PeerStudy) -> Table:
         ],
         cells,
         "ACME beside its peers, at about as many gradient evaluations: one run of each. ACME with the same base, from its "
-        "default scale, looks ahead rarely, with Adam with unbiased squares if run; beside SAM and ASAM, which evaluate twice a step as well, in every step. ACME as "
+        "default scale, looks ahead rarely, with averaged weights and with Adam unbiased squares if they have been run; beside SAM and ASAM, "
+        "which evaluate twice a step as well, in every step. ACME as "
         "published is here also for half the epochs. Test error "
         f"in % after the last epoch ({words(study)}); the tuned scale has the lowest last-epoch validation error of "
         f"{len(study.scales)} with the first seed, whose runs are not counted here. Differences in percentage points, paired by seed, with their "
@@ -265,7 +267,13 @@ def budget_table(study: PeerStudy) -> Table | None:
 
 def summary(study: PeerStudy) -> list[str]:
     lines = []
-    for key in ("sgd-acme-rare", "adam-acme-unbiased", "adam-acme-rare"):
+    for key in (
+        "sgd-acme-averaged",
+        "adam-acme-averaged",
+        "sgd-acme-rare",
+        "adam-acme-unbiased",
+        "adam-acme-rare",
+    ):
         acme, rivals = (
             METHODS[key],
             [m for m in study.methods if not m.acme and m.family == METHODS[key].family],

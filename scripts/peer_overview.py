@@ -133,7 +133,7 @@ def plot_overview(studies: Sequence[PeerStudy]) -> Figure:
             axes.set_title(f"{task(study)} ({config_of(study).model})", pad=6 + 5 * most)
         grid[0].set_ylabel(f"{family} and what builds on it:\ntest error after the last epoch, %")
         grid[len(studies) // 2].set_xlabel("scale, in multiples of the method's default")
-        methods = [method for method in methods_of(studies) if method.family == family]
+        methods = [m for m in methods_of(studies) if m.family == family and m.key in LOOKS]
         handles = [Line2D([], [], label=method.title, **LOOKS[method.key]) for method in methods]
         if row is rows[-1]:
             handles += [chance_handle(), diverged_handle()]

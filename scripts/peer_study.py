@@ -24,12 +24,14 @@ RARE = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
 """How ACME is used at about one evaluation a step (docs/price.md); else these options are the published ones."""
 UNBIASED = {**RARE, "unbiased_squares": True}
 """The same with Adam's squared average begun where bias correction expects it."""
+AVERAGED = {"no_annealing": True, "average_weights": True}
+"""Beside either: averaged weights in place of annealed steps."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A row of the tables, a line of the figures. ACME is there with rare look-aheads (with Adam also with unbiased
-    squares), as published, and as published for half of the epochs."""
+    squares), with averaged weights besides, as published, and as published for half of the epochs."""
 
     key: str
     title: str
@@ -58,12 +60,15 @@ def _peer_methods() -> list[Method]:
 
 
 def _acme_methods() -> list[Method]:
-    own = "no schedule but ACME's own annealing; weight decay decoupled"
+    decay = "weight decay decoupled"
+    own = f"no schedule but ACME's own annealing; {decay}"
     options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
-    unbiased = f"{options}, unbiased_squares: about 1.1 evaluations a step; {own}"
+    rarely = "about 1.1 evaluations a step"
+    averaged = f"{rarely}; no annealing, tested at the polynomial-decay average of the weights; {decay}"
     ways = (
-        ("-unbiased", ", unbiased squares", unbiased),
-        ("-rare", ", rare look-ahead", f"{options}: about 1.1 evaluations a step; {own}"),
+        ("-averaged", ", averaged weights", f"{options}, with Adam unbiased_squares: {averaged}"),
+        ("-unbiased", ", unbiased squares", f"{options}, unbiased_squares: {rarely}; {own}"),
+        ("-rare", ", rare look-ahead", f"{options}: {rarely}; {own}"),
         ("", "", f"as published, two evaluations a step; {own}"),
         ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
     )
@@ -207,12 +212,12 @@ class PeerStudy:
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
     def counterpart(self, method: Method) -> Method:
-        """ACME with the same base and about as many evaluations in as many epochs; with Adam and rare look-aheads that
-        with unbiased squares, where it has been run from its default."""
+        """ACME with the same base and about as many evaluations in as many epochs; of the ways with rare look-aheads the
+        first that has been run from its default: averaged weights, unbiased squares, neither."""
         base = f"{method.family.lower()}-acme"
         if method.key in PEERS and PEERS[method.key].evaluations > 1:
             return METHODS[base]
-        ways = (f"{base}-unbiased", f"{base}-rare")
+        ways = (f"{base}-averaged", f"{base}-unbiased", f"{base}-rare")
         return METHODS[next((key for key in ways if self.runs.get(key, {}).get(1.0)), ways[-1])]
 
     def missing(self) -> list[str]:
@@ -242,7 +247,7 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         UsageError: no finished run there, or no telling which scale of runs is meant.
     """
     folder = results / study / "peers"
-    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *UNBIASED}))
+    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *UNBIASED, *AVERAGED}))
     epochs = max(run.config.epochs for run in found)
     runs: dict[str, dict[float, dict[int, Run]]] = {}
     kept = []
@@ -290,19 +295,24 @@ def _for_model(method: Method, model: str) -> Method:
 
 def _method(config: RunConfig, epochs: int) -> Method | None:
     """Which method a run belongs to, where whole runs have `epochs`."""
+    defaults = {field.name: field.default for field in fields(RunConfig)}
+    averages = {name: getattr(config, name) for name in AVERAGED}
+    averaged = averages == AVERAGED
+    if not averaged and averages != {name: defaults[name] for name in AVERAGED}:
+        return None
     if config.optimizer != ACME:
-        return METHODS[config.optimizer] if config.epochs == epochs else None
+        return METHODS[config.optimizer] if config.epochs == epochs and not averaged else None
     if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
         return None
     base, half = "adam" if config.adam else "sgd", config.epochs != epochs
     options = {name: getattr(config, name) for name in UNBIASED}
-    published = options == {
-        field.name: field.default for field in fields(RunConfig) if field.name in UNBIASED
-    }
+    published = options == {name: defaults[name] for name in UNBIASED}
     for rare, suffix in (({**RARE, "unbiased_squares": False}, "rare"), (UNBIASED, "unbiased")):
         if options == rare:
-            return None if half else METHODS[f"{base}-acme-{suffix}"]
-    return METHODS[f"{base}-acme{'-half' * half}"] if published else None
+            if averaged and config.adam != config.unbiased_squares:
+                return None
+            return None if half else METHODS[f"{base}-acme-{'averaged' if averaged else suffix}"]
+    return METHODS[f"{base}-acme{'-half' * half}"] if published and not averaged else None
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None] | None:

@@ -18,6 +18,7 @@ from peer_study import Method, PeerStudy, load_peers, spread
 from study import (
     BLACK,
     BLUE,
+    BROWN,
     FULL_WIDTH,
     GREEN,
     GREY,
@@ -39,9 +40,10 @@ FAMILIES = ("SGD", "Adam")
 WIDE = 2.4  # ACME's lines, which all others are compared with
 
 LOOKS: dict[str, dict[str, Any]] = {
-    "sgd-acme-rare": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
-    "adam-acme-unbiased": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
-    "adam-acme-rare": {"color": BLACK, "marker": "o", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
+    "sgd-acme-averaged": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "adam-acme-averaged": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "sgd-acme-rare": {"color": BLACK, "marker": "o", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
+    "adam-acme-unbiased": {"color": BLACK, "marker": "o", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
     "sgd-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
     "adam-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
     "sgd": {"color": VERMILLION, "marker": "s", "linestyle": "-"},
@@ -52,13 +54,14 @@ LOOKS: dict[str, dict[str, Any]] = {
     "prodigy": {"color": GREEN, "marker": "D", "linestyle": "-."},
     "sam": {"color": PURPLE, "marker": "v", "linestyle": "--"},
     "dadapt-adam": {"color": PURPLE, "marker": "v", "linestyle": "--"},
-    "asam": {"color": BLACK, "marker": "P", "linestyle": ":"},
+    "asam": {"color": BROWN, "marker": "P", "linestyle": ":"},
 }
-"""Line styles; colours that colour-blind readers tell apart are used once in each family."""
+"""Line styles; colours that colour-blind readers tell apart are used once in each family. The published Adam + ACME with
+rare look-aheads, without unbiased squares, is in the tables only."""
 
 
 def shown(study: PeerStudy, family: str) -> list[Method]:
-    return [method for method in study.methods if method.family == family and not method.half]
+    return [method for method in study.methods if method.family == family and method.key in LOOKS]
 
 
 def searched(study: PeerStudy, family: str) -> list[Method]:

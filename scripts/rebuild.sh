@@ -21,6 +21,7 @@ case ${1:-} in
 tables)
     if [ $peers = 1 ]; then "$PYTHON" scripts/make_peer_tables.py "${arguments[@]}"; fi
     if [ $gain = 1 ]; then "$PYTHON" scripts/make_gain_table.py "${arguments[@]}"; fi
+    if [ -d "$folder/averages" ]; then "$PYTHON" scripts/make_averages_table.py "${arguments[@]}"; fi
     if [ $others = 1 ]; then "$PYTHON" scripts/make_tables.py "${arguments[@]}"; fi
     ;;
 figures)

@@ -325,6 +325,7 @@ def command_line(description: str, work: Callable[[Path, str, Path], None]) -> i
 # Okabe and Ito's palette, which colour-blind readers tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BROWN = "#7A4A1E"  # beside the seven of Okabe and Ito, darker than all but black
 GREY = "#999999"
 
 FULL_WIDTH = 7.0

@@ -133,6 +133,51 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
     experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
     assert (made["gain"], made["adapt_every"], made["search_steps"]) == (2.0, 3, 5)
     assert made["unbiased_squares"] is True
+    config = replace(config, no_annealing=True)
+    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
+    assert made["total_steps"] is None
+
+
+def test_without_annealing_the_learning_rate_stays(tmp_path: Path) -> None:
+    logged, _ = go(tmp_path, replace(TINY, epochs=3, lr=0.5, no_annealing=True))
+    assert [float(row["lr"]) for row in logged] == [0.5] * 3
+
+
+@pytest.mark.parametrize("options", [{"acme": True}, {"optimizer": "sgd"}], ids=["acme", "sgd"])
+def test_averaged_weights_are_tested_and_nothing_else_changes(options: dict[str, object]) -> None:
+    """The training is the same; the tests are at the mean of the weights by the definition's shares."""
+    device = torch.device("cpu")
+    config = replace(TINY, epochs=1, validation=400, lr=0.5, **options)
+    task = tasks.load(config, device)
+
+    def trained(config: RunConfig) -> tuple[train.Experiment, runlog.Row, list[dict[str, torch.Tensor]]]:
+        from acme import Acme
+
+        experiment = train.Experiment(config, task, device, Acme)
+        passed = []
+        original = experiment.optimizer.step
+
+        def step(closure):
+            loss = original(closure)
+            passed.append({key: value.clone() for key, value in experiment.model.state_dict().items()})
+            return loss
+
+        experiment.optimizer.step = step
+        return experiment, experiment.epoch(1), passed
+
+    _, plain, _ = trained(config)
+    experiment, row, passed = trained(replace(config, average_weights=True))
+    assert (row.train_loss, row.step_size) == (plain.train_loss, plain.step_size)
+    assert (row.test_loss, row.validation_loss) != (plain.test_loss, plain.validation_loss)
+    shares: list[float] = []
+    for t in range(1, len(passed) + 1):
+        shares = [share * (1 - 9 / (t + 8)) for share in shares] + [9 / (t + 8)]
+    experiment.tested_model = experiment.model
+    experiment.model.load_state_dict(
+        {key: sum(s * state[key] for s, state in zip(shares, passed, strict=True)) for key in passed[0]}
+    )
+    assert row.test_loss == pytest.approx(experiment.test(*task.test)[0], rel=1e-5)
+    assert row.validation_loss == pytest.approx(experiment.test(*task.validation)[0], rel=1e-5)
 
 
 def test_one_seed_gives_the_run(tmp_path: Path) -> None:
@@ -222,7 +267,11 @@ def command(config: dict[str, object], output: Path, *more: str) -> list[str]:
     return [sys.executable, str(SCRIPT), *options, "--output", str(output), *more]
 
 
-@pytest.mark.parametrize("flags", [("--acme", "--adam", "--asam"), ()], ids=["acme", "sgd"])
+@pytest.mark.parametrize(
+    "flags",
+    [("--acme", "--adam", "--asam"), (), ("--acme", "--average-weights", "--no-annealing")],
+    ids=["acme", "sgd", "averaged"],
+)
 def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, ...]) -> None:
     """Killed three times, at a random moment after another epoch was logged; the CSV ends as that of the run
     that was left alone."""

@@ -391,7 +391,7 @@ def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
 def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: int) -> None:
     commands = listed("peers", PRESET=preset)
     configs = [config(command) for command in commands]
-    assert len(configs) == (14 * 7 + 2) * seeds == len({c.output for c in configs})
+    assert len(configs) == (16 * 7 + 2) * seeds == len({c.output for c in configs})
     whole = max(c.epochs for c in configs)
     order = []
     for c in configs:
@@ -406,6 +406,10 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
             half, rare = c.epochs == (whole + 1) // 2, c.gain != 1
             assert (c.gain, c.adapt_every, c.search_steps) == ((2, 10, 20) if rare else (1, 1, 0))
             suffix = "-half" if half else "-unbiased" if c.unbiased_squares else "-rare" if rare else ""
+            assert c.average_weights == c.no_annealing
+            if c.average_weights:
+                assert rare and c.unbiased_squares == c.adam
+                suffix = "-averaged"
             assert c.acme and name == f"{'adam' if c.adam else 'sgd'}-acme{suffix}"
             assert rare or not c.unbiased_squares
             assert (multiple == 1) if half else (c.epochs == whole)
@@ -427,10 +431,10 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
         )  # fmt: skip
         return int(re.search(r"(\d+) missing", done.stdout)[1])
 
-    assert missing(PRESET="short") == 3 * 100 + 3 * 30 + 12  # beside peers, over gain, and over the length
-    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 100
+    assert missing(PRESET="short") == 3 * 114 + 3 * 30 + 12  # beside peers, over gain, and over the length
+    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 114
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
-    assert missing(PRESET="quick") == reproduced + 100
+    assert missing(PRESET="quick") == reproduced + 114
     (tmp_path / "quick" / "variants").mkdir()
-    assert missing(PRESET="quick") == reproduced + 100 + 13  # and two that are among those beside peers
+    assert missing(PRESET="quick") == reproduced + 114 + 13  # and two that are among those beside peers

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Annealed steps beside averaged weights: the test errors of either, of both and of neither.
+
+Writes averages, .md, .tex and .csv, to OUT/STUDY, and prints it: of the runs of `averages` and of those of `peers` that
+are the same but for annealing and averaging (scripts/sweep_averages.sh).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from make_tables import NOTHING, Column, Table, error_text, group_numbers, write_tables
+from peer_study import AVERAGED, METHODS, RARE, UNBIASED
+from study import Group, caption_of, command_line, load_folder
+
+from icassp25.config import RunConfig
+from icassp25.peers import ACME
+from icassp25.runlog import Run
+
+WAYS = {
+    "annealed": {"no_annealing": False, "average_weights": False},
+    "neither": {"no_annealing": True, "average_weights": False},
+    "both": {"no_annealing": False, "average_weights": True},
+    "averaged": AVERAGED,
+}
+
+
+def without(config: RunConfig) -> RunConfig:
+    """What is compared: the same for all seeds, places and ways."""
+    plain = {
+        name: getattr(RunConfig, name)
+        for name in ("seed", "data_dir", "output", "resume", "threads", "wandb")
+    }
+    return replace(config, **plain, **WAYS["annealed"])
+
+
+def title_of(config: RunConfig) -> str:
+    if config.optimizer != ACME:
+        return METHODS[config.optimizer].title
+    return ("Adam" if config.adam else "SGD") + " + ACME"
+
+
+def averages_table(results: Path, name: str) -> Table:
+    varied = frozenset({"optimizer", "lr", *UNBIASED, *AVERAGED})
+    own, left_out = load_folder(results / name / "averages", varied)
+    wanted = {without(run.config) for run in own}
+    beside, _ = load_folder(results / name / "peers", varied | {"epochs"})
+    runs: list[Run] = own + [run for run in beside if without(run.config) in wanted]
+    cells, numbers = [], []
+    for config in sorted(wanted, key=lambda one: (one.optimizer, one.adam, one.lr)):
+        groups = {
+            way: Group(
+                run
+                for run in runs
+                if without(run.config) == config
+                and all(getattr(run.config, flag) == value for flag, value in flags.items())
+            )
+            for way, flags in WAYS.items()
+        }
+        line = [error_text(group) if group.seeds else NOTHING for group in groups.values()]
+        cells.append([title_of(config), f"{config.lr:g}", *line])
+        numbers += [
+            {"optimizer": title_of(config), "lr": config.lr, "way": way, **group_numbers(group)}
+            for way, group in groups.items()
+        ]
+    options = ", ".join(f"{option} {value:g}" for option, value in RARE.items())
+    return Table(
+        "averages",
+        [
+            Column("Optimizer"),
+            Column("start"),
+            Column("annealed", "Test error, %", "Annealed steps"),
+            Column("neither", "Test error, %", "Neither"),
+            Column("both", "Test error, %", "Both"),
+            Column("averaged", "Test error, %", "Averaged weights"),
+        ],
+        cells,
+        "Annealed steps (ACME's own annealing, the cosine of SGD and AdamW), averaged weights (polynomial-decay average, in the "
+        "tests only), neither and both: test error in % after the last epoch, mean ± standard deviation over seeds. The start is "
+        f"the initial step size, or the learning rate; ACME with {options}, with Adam unbiased_squares. {caption_of(runs)}.",
+        left_out,
+        numbers,
+    )
+
+
+def work(results: Path, name: str, out: Path) -> None:
+    write_tables([(averages_table(results, name), [])], name, out)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(__doc__.splitlines()[0], work))

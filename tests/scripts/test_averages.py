@@ -1,0 +1,59 @@
+"""The table of annealed steps beside averaged weights: its numbers against the CSVs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+WAYS = {
+    "annealed": {},
+    "neither": {"no_annealing": True},
+    "both": {"average_weights": True},
+    "averaged": {"no_annealing": True, "average_weights": True},
+}
+
+
+def test_numbers_are_those_of_the_runs(made: SimpleNamespace, tmp_path: Path, run_without_torch: Any) -> None:
+    """Of two folders, whatever way lies where; what has no partner in `averages` is left out."""
+    study = tmp_path / "s"
+    rare = {"acme": True, "gain": 2.0, "adapt_every": 10, "search_steps": 20}
+    optimizers = {"acme": {"lr": 0.1, **rare}, "adamw": {"lr": 0.01, "optimizer": "adamw"}}
+    written = {}
+    for seed in (42, 43):
+        for name, options in optimizers.items():
+            for way, flags in WAYS.items():
+                if (name, way, seed) == ("adamw", "both", 43):
+                    continue
+                beside = way == "annealed" or (name == "acme" and way == "averaged")
+                path = study / ("peers" if beside else "averages") / f"{name}.{way}.seed{seed}.csv"
+                made.run(path, seed=seed, validation=500, **options, **flags)
+                written.setdefault((name, way), []).append(path)
+    made.run(study / "peers" / "sgd.csv", seed=42, validation=500, lr=1.0, optimizer="sgd")
+    made.run(study / "peers" / "half.csv", seed=42, validation=500, lr=0.1, acme=True, epochs=1)
+    printed = run_without_torch("make_averages_table", tmp_path, "s", tmp_path)
+    assert "SGD + ACME" in printed
+    table = pd.read_csv(study / "averages.csv").set_index(["optimizer", "way"])
+    assert len(table) == 8
+    for (name, way), paths in written.items():
+        errors = [100 * pd.read_csv(path).test_error.iloc[-1] for path in paths]
+        line = table.loc[("SGD + ACME" if name == "acme" else "AdamW", way)]
+        assert line["error_mean"] == pytest.approx(sum(errors) / len(errors))
+        assert line["seeds"] == len(paths)
+    page = (study / "averages.md").read_text()
+    assert page.count("\n| ") == 4 and "diverged" not in page
+
+
+def test_a_way_that_has_no_run_is_a_dash(
+    made: SimpleNamespace, tmp_path: Path, run_without_torch: Any
+) -> None:
+    options = {"seed": 42, "validation": 500, "lr": 0.1, "optimizer": "sgd"}
+    made.run(tmp_path / "s" / "averages" / "a.csv", no_annealing=True, **options)
+    made.run(tmp_path / "s" / "peers" / "b.csv", **options)
+    run_without_torch("make_averages_table", tmp_path, "s", tmp_path)
+    last = (tmp_path / "s" / "averages.md").read_text().rstrip().splitlines()
+    (row,) = [line for line in last if line.startswith("| SGD |")]
+    assert row.endswith("| — | — |")
