@@ -12,11 +12,21 @@ import sys
 from pathlib import Path
 
 from make_tables import Column, Table, count_text, error_text, group_numbers, write_tables
+from peer_study import AVERAGED
 from study import Group, UsageError, caption_of, command_line, load_folder
 
 from icassp25.config import RunConfig
 
-VARIED = frozenset({"gain", "adapt_every", "search_steps", "unbiased_squares", "epochs", "acme_script"})
+VARIED = frozenset(
+    {"gain", "adapt_every", "search_steps", "unbiased_squares", "epochs", "acme_script", *AVERAGED}
+)
+HOW = {
+    (False, False): "",
+    (True, False): ", no annealing",
+    (False, True): ", averaged weights and annealing",
+    (True, True): ", averaged weights",
+}
+"""In the titles, by `no_annealing` and `average_weights`."""
 FOLDERS = {
     "gain": "ACME with a factor on its steps (gain), looking ahead rarely (adapt_every) and with a search for the start "
     "(search_steps)",
@@ -29,7 +39,8 @@ def key(config: RunConfig) -> tuple[object, ...]:
     """What makes a row, in the order of the rows: epochs, the optimizer and its base, its options, its start."""
     options = config.gain, config.adapt_every, config.search_steps
     base = config.acme, config.adam, config.unbiased_squares
-    return config.epochs, *base, *options, config.lr, config.acme_script
+    averages = config.no_annealing, config.average_weights
+    return config.epochs, *base, *averages, *options, config.lr, config.acme_script
 
 
 def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
@@ -38,8 +49,9 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
-        epochs, acme, adam, unbiased, gain, every, search, lr, script = one
+        epochs, acme, adam, unbiased, constant, averaged, gain, every, search, lr, script = one
         title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme) + ", unbiased squares" * bool(unbiased)
+        title += HOW[bool(constant), bool(averaged)]
         if script != RunConfig.acme_script:
             title += f", {str(script).rpartition('.')[2]}"
         evaluations, step_size = group.mean_last("evaluations"), group.mean_last("step_size")
