@@ -517,7 +517,8 @@ def device_name(device: torch.device) -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"CPU: {name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU: {name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def emulates_bfloat16(device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from make_tables import (
     write_tables,
 )
 from peer_study import METHODS, Method, PeerStudy, load_peers, spread
-from study import command_line
+from study import command_line, device_of
 
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 14)
 """Gradient evaluations in all, in those of one run at one evaluation a step."""
@@ -43,7 +43,7 @@ def how(study: PeerStudy) -> list[str]:
 
 def notes(study: PeerStudy) -> list[str]:
     devices = {
-        str(run.sidecar["device"])
+        device_of(run)
         for by_scale in study.runs.values()
         for by_seed in by_scale.values()
         for run in by_seed.values()

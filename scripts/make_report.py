@@ -16,7 +16,7 @@ from pathlib import Path
 import make_peer_tables
 from make_tables import Table, tables_of
 from peer_study import load_peers
-from study import UsageError, command_line, read_study, write_whole
+from study import UsageError, command_line, device_of, read_study, write_whole
 
 from icassp25.config import RunConfig
 from icassp25.runlog import Run
@@ -170,7 +170,7 @@ def how(runs: list[Run]) -> str:
         "Run": [f"{run.path.parent.name}/{run.path.stem}" for run in runs],
         "Status": [str(run.sidecar["status"]) for run in runs],
         "Options": [" ".join(option for option in options(run) if option not in common) for run in runs],
-        "Device": [str(run.sidecar["device"]) for run in runs],
+        "Device": [device_of(run) for run in runs],
         "Commit": [str(run.sidecar["commit"]) for run in runs],
         "Start (UTC)": [str(run.sidecar.get("start", ""))[:16].replace("T", "\u00a0") for run in runs],
         "Seconds": [str(run.sidecar.get("duration", "")).split(".")[0] for run in runs],
@@ -192,7 +192,7 @@ def environment(runs: list[Run]) -> list[list[str]]:
     for run in runs:
         entries = [
             *run.sidecar["versions"].items(),
-            ("device", run.sidecar["device"]),
+            ("device", device_of(run)),
             ("commit", run.sidecar["commit"]),
         ]
         for name, value in entries:

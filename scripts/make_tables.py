@@ -26,6 +26,7 @@ from study import (
     Study,
     UsageError,
     command_line,
+    device_of,
     load_equal,
     load_lr,
     load_table,
@@ -387,7 +388,7 @@ def diverged(study: Study) -> list[str]:
 
 def hardware(*studies: Study) -> list[str]:
     runs = [run for study in studies for group in study.groups.values() for run in group.finished]
-    if len({str(run.sidecar["device"]) for run in runs}) > 1:
+    if len({device_of(run) for run in runs}) > 1:
         return ["The runs come from several devices: their seconds do not compare."]
     return []
 

@@ -198,6 +198,11 @@ def load_folder(folder: Path, varied: frozenset[str] = frozenset()) -> tuple[lis
     return runs, left_out
 
 
+def device_of(run: Run) -> str:
+    """The device in words; of one thread, which runs used to call "1 threads"."""
+    return str(run.sidecar["device"]).replace(", 1 threads", ", 1 thread")
+
+
 _TEXT = "text_sha256"  # in the JSON of runs that learn a text
 
 
@@ -291,7 +296,7 @@ def caption_of(runs: list[Run]) -> str:
             _epochs(runs),
             f"batch size {config.batch_size}",
             ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)),
-            " and ".join(sorted({str(run.sidecar["device"]) for run in runs})),
+            " and ".join(sorted({device_of(run) for run in runs})),
             config.precision + ", compiled" * config.compile,
         ]
     )
