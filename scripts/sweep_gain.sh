@@ -12,10 +12,11 @@
 OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
 for seed in $PEER_SEEDS; do
-    acme() { # BASE GAIN EVERY SEARCH LR
+    acme() { # BASE GAIN EVERY SEARCH LR [averaged: weights, in place of annealing]
         local search= name=$1-acme options=(--seed "$seed" --lr "$5" --acme --gain "$2" --adapt-every "$3")
         if [ "$1" = adam ]; then name+=-unbiased options+=(--adam --unbiased-squares); fi
         if [ "$4" != 0 ]; then search=.search$4 options+=(--search-steps "$4"); fi
+        if [ -n "${6:-}" ]; then search+=.$6 options+=(--no-annealing --average-weights); fi
         run "gain/$name.gain$2.every$3$search.lr$5.seed$seed" "${options[@]}"
     }
     for lr in 1 3 10; do
@@ -28,6 +29,10 @@ for seed in $PEER_SEEDS; do
         for lr in 0.001 1 0.000001; do
             acme adam $gain 10 20 $lr
         done
+    done
+    for gain in 1 3; do
+        acme sgd $gain 10 20 0.1 averaged
+        acme adam $gain 10 20 0.001 averaged
     done
     for lr in 0.1 10 0.001 100 0.0001; do
         acme sgd 3 10 0 $lr
