@@ -91,6 +91,8 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     switch("--unbiased-squares", "with --adam, begin the squared average where bias correction expects it; off is the "
            "published algorithm")  # fmt: skip
     switch("--no-annealing", "steps are not annealed: neither by ACME nor, without it, by the cosine")
+    option("--anneal-over", "annealing takes X times as long as the training, which ends before it is over",
+           type=float, metavar="X")  # fmt: skip
     switch(
         "--average-weights",
         "test at the polynomial-decay average of the weights that the steps passed through",

@@ -106,6 +106,7 @@ class RunConfig:
     search_steps: int = 0
     unbiased_squares: bool = False
     no_annealing: bool = False
+    anneal_over: float = 1.0
     average_weights: bool = False
     acme_script: str = "acme"
     optimizer: str = ACME
@@ -166,6 +167,8 @@ class RunConfig:
             base = f"peer-{self.optimizer}"
         if self.no_annealing:
             base += "-constant"
+        if self.anneal_over != 1:
+            base += f"-over{self.anneal_over:g}"
         if self.average_weights:
             base += "-averaged"
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
@@ -211,6 +214,18 @@ class RunConfig:
             value = getattr(self, name)
             need(self.acme or value == without, name, value, f"{without:g} without --acme")
         need(self.adam or not self.unbiased_squares, "unbiased_squares", "without --adam", "--adam as well")
+        need(
+            math.isfinite(self.anneal_over) and self.anneal_over >= 1,
+            "anneal_over",
+            self.anneal_over,
+            "a finite number of at least 1",
+        )
+        need(
+            self.anneal_over == 1 or not self.no_annealing,
+            "anneal_over",
+            f"{self.anneal_over:g} with --no-annealing",
+            "one of the two",
+        )
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number of at least 0")
 
         if self.optimizer != ACME:
@@ -294,12 +309,8 @@ class RunConfig:
                     "--optimizer acme, whose option it is",
                 )
         peer = PEERS[self.optimizer]
-        need(
-            peer.cosine or not self.no_annealing,
-            "no_annealing",
-            beside,
-            "nothing (it has no schedule)",
-        )
+        for name, without in (("no_annealing", False), ("anneal_over", 1)):
+            need(peer.cosine or getattr(self, name) == without, name, beside, "nothing (it has no schedule)")
         need(
             not (self.average_weights and (peer.modes or peer.averager)),
             "average_weights",

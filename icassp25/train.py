@@ -160,7 +160,7 @@ class Experiment:
         if cosine and not config.no_annealing:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
                 self.peer.optimizer if self.peer else self.optimizer,
-                T_max=config.epochs,
+                T_max=config.anneal_over * config.epochs,
                 eta_min=self.optimizer.param_groups[0]["lr"] * FINAL_LR_FRACTION,
             )
         self.tested_model = self.peer.tested_model if self.peer else self.model
@@ -189,7 +189,9 @@ class Experiment:
             eta=config.eta,
             nesterov=config.nesterov,
             bias_correction=config.adam,
-            total_steps=None if config.no_annealing else config.epochs * config.steps_per_epoch,
+            total_steps=None
+            if config.no_annealing
+            else round(config.anneal_over * config.epochs * config.steps_per_epoch),
             **({"compile": True} if config.compile else {}),
             # Only where they are asked for: another --acme-script need not know them.
             **({"gain": config.gain} if config.gain != 1 else {}),

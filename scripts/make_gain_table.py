@@ -18,15 +18,25 @@ from study import Group, UsageError, caption_of, command_line, load_folder
 from icassp25.config import RunConfig
 
 VARIED = frozenset(
-    {"gain", "adapt_every", "search_steps", "unbiased_squares", "epochs", "acme_script", *AVERAGED}
+    {
+        "gain",
+        "adapt_every",
+        "search_steps",
+        "unbiased_squares",
+        "epochs",
+        "acme_script",
+        *AVERAGED,
+        "anneal_over",
+    }
 )
-HOW = {
-    (False, False): "",
-    (True, False): ", no annealing",
-    (False, True): ", averaged weights and annealing",
-    (True, True): ", averaged weights",
-}
-"""In the titles, by `no_annealing` and `average_weights`."""
+
+
+def averages_text(constant: bool, over: float, averaged: bool) -> str:
+    """What `no_annealing`, `anneal_over` and `average_weights` add to a title."""
+    text = ", no annealing" if constant and not averaged else f", annealed over {over:g}" if over != 1 else ""
+    return text + (", averaged weights" + " and annealing" * (not constant and over == 1)) * averaged
+
+
 FOLDERS = {
     "gain": "ACME with a factor on its steps (gain), looking ahead rarely (adapt_every) and with a search for the start "
     "(search_steps)",
@@ -39,7 +49,7 @@ def key(config: RunConfig) -> tuple[object, ...]:
     """What makes a row, in the order of the rows: epochs, the optimizer and its base, its options, its start."""
     options = config.gain, config.adapt_every, config.search_steps
     base = config.acme, config.adam, config.unbiased_squares
-    averages = config.no_annealing, config.average_weights
+    averages = config.no_annealing, config.anneal_over, config.average_weights
     return config.epochs, *base, *averages, *options, config.lr, config.acme_script
 
 
@@ -49,9 +59,9 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
-        epochs, acme, adam, unbiased, constant, averaged, gain, every, search, lr, script = one
+        epochs, acme, adam, unbiased, constant, over, averaged, gain, every, search, lr, script = one
         title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme) + ", unbiased squares" * bool(unbiased)
-        title += HOW[bool(constant), bool(averaged)]
+        title += averages_text(bool(constant), over, bool(averaged))
         if script != RunConfig.acme_script:
             title += f", {str(script).rpartition('.')[2]}"
         evaluations, step_size = group.mean_last("evaluations"), group.mean_last("step_size")

@@ -296,6 +296,8 @@ def _for_model(method: Method, model: str) -> Method:
 def _method(config: RunConfig, epochs: int) -> Method | None:
     """Which method a run belongs to, where whole runs have `epochs`."""
     defaults = {field.name: field.default for field in fields(RunConfig)}
+    if config.anneal_over != 1:
+        return None
     averages = {name: getattr(config, name) for name in AVERAGED}
     averaged = averages == AVERAGED
     if not averaged and averages != {name: defaults[name] for name in AVERAGED}:

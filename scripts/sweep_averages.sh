@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Annealed steps, averaged weights, neither or both: ACME with rare look-aheads (Adam's with unbiased squares) from its
+# Annealed steps, averaged weights, neither, both, or averaged weights of steps annealed to a quarter: ACME with rare look-aheads (Adam's with unbiased squares) from its
 # default, torch's SGD and AdamW from once and ten times theirs.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_averages.sh [--slurm]
@@ -17,6 +17,7 @@ for seed in $PEER_SEEDS; do
         run "$3.seed$seed"                  "${options[@]}" "${averaged[@]}"
         run "averages/$1.neither.seed$seed" "${options[@]}" --no-annealing
         run "averages/$1.both.seed$seed"    "${options[@]}" --average-weights
+        run "averages/$1.partly.seed$seed"  "${options[@]}" --average-weights --anneal-over 1.5
     }
     rare=(--acme --gain 2 --adapt-every 10 --search-steps 20)
     ways sgd-acme peers/sgd-acme-rare.x1 peers/sgd-acme-averaged.x1 --lr 0.1 "${rare[@]}"

@@ -136,11 +136,17 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
     config = replace(config, no_annealing=True)
     experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
     assert made["total_steps"] is None
+    config = replace(config, no_annealing=False, anneal_over=1.5)
+    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
+    assert made["total_steps"] == 12
 
 
 def test_without_annealing_the_learning_rate_stays(tmp_path: Path) -> None:
     logged, _ = go(tmp_path, replace(TINY, epochs=3, lr=0.5, no_annealing=True))
     assert [float(row["lr"]) for row in logged] == [0.5] * 3
+    logged, _ = go(tmp_path, replace(TINY, epochs=3, lr=0.5, anneal_over=1.5), "partly")
+    cosine = [0.005 + 0.495 * (1 + math.cos(math.pi * epoch / 4.5)) / 2 for epoch in range(3)]
+    assert [float(row["lr"]) for row in logged] == pytest.approx(cosine)
 
 
 @pytest.mark.parametrize("options", [{"acme": True}, {"optimizer": "sgd"}], ids=["acme", "sgd"])

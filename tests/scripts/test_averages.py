@@ -13,6 +13,7 @@ WAYS = {
     "annealed": {},
     "neither": {"no_annealing": True},
     "both": {"average_weights": True},
+    "partly": {"anneal_over": 1.5, "average_weights": True},
     "averaged": {"no_annealing": True, "average_weights": True},
 }
 
@@ -37,7 +38,7 @@ def test_numbers_are_those_of_the_runs(made: SimpleNamespace, tmp_path: Path, ru
     printed = run_without_torch("make_averages_table", tmp_path, "s", tmp_path)
     assert "SGD + ACME" in printed
     table = pd.read_csv(study / "averages.csv").set_index(["optimizer", "way"])
-    assert len(table) == 8
+    assert len(table) == 10
     for (name, way), paths in written.items():
         errors = [100 * pd.read_csv(path).test_error.iloc[-1] for path in paths]
         line = table.loc[("SGD + ACME" if name == "acme" else "AdamW", way)]
@@ -56,4 +57,4 @@ def test_a_way_that_has_no_run_is_a_dash(
     run_without_torch("make_averages_table", tmp_path, "s", tmp_path)
     last = (tmp_path / "s" / "averages.md").read_text().rstrip().splitlines()
     (row,) = [line for line in last if line.startswith("| SGD |")]
-    assert row.endswith("| — | — |")
+    assert row.endswith("| — | — | — |")
