@@ -27,7 +27,7 @@ WAYS: dict[str, tuple[bool, float, bool]] = {
     "partly": (False, 1.5, True),
     "averaged": (True, 1.0, True),
 }
-"""By `FLAGS`; the last is AVERAGED of the tables of the peers."""
+"""By `FLAGS`; `partly` is AVERAGED of the tables of the peers."""
 
 
 def without(config: RunConfig) -> RunConfig:

@@ -26,7 +26,6 @@ VARIED = frozenset(
         "epochs",
         "acme_script",
         *AVERAGED,
-        "anneal_over",
     }
 )
 

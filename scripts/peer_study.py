@@ -24,8 +24,8 @@ RARE = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
 """How ACME is used at about one evaluation a step (docs/price.md); else these options are the published ones."""
 UNBIASED = {**RARE, "unbiased_squares": True}
 """The same with Adam's squared average begun where bias correction expects it."""
-AVERAGED = {"no_annealing": True, "average_weights": True}
-"""Beside either: averaged weights in place of annealed steps."""
+AVERAGED = {"no_annealing": False, "anneal_over": 1.5, "average_weights": True}
+"""Beside either: averaged weights, of steps that are annealed to a quarter."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _acme_methods() -> list[Method]:
     own = f"no schedule but ACME's own annealing; {decay}"
     options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
     rarely = "about 1.1 evaluations a step"
-    averaged = f"{rarely}; no annealing, tested at the polynomial-decay average of the weights; {decay}"
+    averaged = f"{rarely}; ACME's own annealing to a quarter, tested at the polynomial-decay average of the weights; {decay}"
     ways = (
         ("-averaged", ", averaged weights", f"{options}, with Adam unbiased_squares: {averaged}"),
         ("-unbiased", ", unbiased squares", f"{options}, unbiased_squares: {rarely}; {own}"),
@@ -296,8 +296,6 @@ def _for_model(method: Method, model: str) -> Method:
 def _method(config: RunConfig, epochs: int) -> Method | None:
     """Which method a run belongs to, where whole runs have `epochs`."""
     defaults = {field.name: field.default for field in fields(RunConfig)}
-    if config.anneal_over != 1:
-        return None
     averages = {name: getattr(config, name) for name in AVERAGED}
     averaged = averages == AVERAGED
     if not averaged and averages != {name: defaults[name] for name in AVERAGED}:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Annealed steps, averaged weights, neither, both, or averaged weights of steps annealed to a quarter: ACME with rare look-aheads (Adam's with unbiased squares) from its
-# default, torch's SGD and AdamW from once and ten times theirs.
+# Annealed steps, averaged weights, neither, both, or averaged weights of steps annealed to a quarter: ACME with rare
+# look-aheads (Adam's with unbiased squares) from its default, and without annealing from six decades around it, torch's
+# SGD and AdamW from once and ten times theirs.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_averages.sh [--slurm]
 #
@@ -10,22 +11,32 @@
 
 OPTIONS+=(--validation "$PEER_VALIDATION")
 averaged=(--no-annealing --average-weights)
+partly=(--anneal-over 1.5 --average-weights)
+rare=(--acme --gain 2 --adapt-every 10 --search-steps 20)
 for seed in $PEER_SEEDS; do
-    ways() { # NAME, the names of the annealed and of the averaged run, OPTION…
+    ways() { # NAME, the names of the annealed and of the partly annealed run, OPTION…
         local options=(--seed "$seed" "${@:4}")
         run "$2.seed$seed"                  "${options[@]}"
-        run "$3.seed$seed"                  "${options[@]}" "${averaged[@]}"
+        run "$3.seed$seed"                  "${options[@]}" "${partly[@]}"
         run "averages/$1.neither.seed$seed" "${options[@]}" --no-annealing
         run "averages/$1.both.seed$seed"    "${options[@]}" --average-weights
-        run "averages/$1.partly.seed$seed"  "${options[@]}" --average-weights --anneal-over 1.5
     }
-    rare=(--acme --gain 2 --adapt-every 10 --search-steps 20)
     ways sgd-acme peers/sgd-acme-rare.x1 peers/sgd-acme-averaged.x1 --lr 0.1 "${rare[@]}"
     ways adam-acme peers/adam-acme-unbiased.x1 peers/adam-acme-averaged.x1 --lr 0.001 --adam "${rare[@]}" --unbiased-squares
     for power in 0 1; do
         scale=x$((10 ** power))
-        ways sgd.$scale peers/sgd.$scale averages/sgd.$scale.averaged --lr 0.1e$power --optimizer sgd
-        ways adamw.$scale peers/adamw.$scale averages/adamw.$scale.averaged --lr 0.001e$power --optimizer adamw
+        sgd=(--lr 0.1e$power --optimizer sgd)
+        adamw=(--lr 0.001e$power --optimizer adamw)
+        ways sgd.$scale   peers/sgd.$scale   averages/sgd.$scale.partly   "${sgd[@]}"
+        ways adamw.$scale peers/adamw.$scale averages/adamw.$scale.partly "${adamw[@]}"
+        run "averages/sgd.$scale.averaged.seed$seed"   --seed "$seed" "${sgd[@]}" "${averaged[@]}"
+        run "averages/adamw.$scale.averaged.seed$seed" --seed "$seed" "${adamw[@]}" "${averaged[@]}"
+    done
+    for power in 0 -1 1 -2 2 -3 3; do
+        scale=x$(LC_ALL=C printf %g "1e$power")
+        run "averages/sgd-acme.$scale.averaged.seed$seed"  --seed "$seed" --lr 0.1e$power "${rare[@]}" "${averaged[@]}"
+        run "averages/adam-acme.$scale.averaged.seed$seed" --seed "$seed" --lr 0.001e$power --adam "${rare[@]}" --unbiased-squares \
+            "${averaged[@]}"
     done
 done
 report

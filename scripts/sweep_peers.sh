@@ -2,9 +2,9 @@
 # ACME beside the optimizers people would pick instead, each from its own default scale and from six decades around
 # it, on the same images. What --lr scales in each: icassp25/peers.py. ACME in two ways: as published, and with rare
 # look-aheads, a gain and a search for the start (about 1.1 evaluations a step, docs/price.md), with Adam also with
-# unbiased squares; the latter also with averaged weights in place of annealing; as published also for half the epochs,
-# which takes as many gradient evaluations as one evaluation a step for all of them (an odd number of epochs: rounded
-# up), from the default only.
+# unbiased squares; the latter also with averaged weights, of steps annealed to a quarter; as published also for half
+# the epochs, which takes as many gradient evaluations as one evaluation a step for all of them (an odd number of
+# epochs: rounded up), from the default only.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
 #
@@ -18,7 +18,7 @@ OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
 PEER_POWERS=${PEER_POWERS:-0 -1 1 -2 2 -3 3}
 rare=(--gain 2 --adapt-every 10 --search-steps 20)
-averaged=(--no-annealing --average-weights)
+averaged=(--anneal-over 1.5 --average-weights)
 for seed in $PEER_SEEDS; do
     for power in $PEER_POWERS; do
         name=x$(LC_ALL=C printf %g "1e$power").seed$seed

@@ -108,7 +108,7 @@ def write_peers(
             for adam in (False, True):
                 rare = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
                 unbiased = {**rare, "unbiased_squares": True}
-                averaged = {**rare, "unbiased_squares": adam, "no_annealing": True, "average_weights": True}
+                averaged = {**rare, "unbiased_squares": adam, "anneal_over": 1.5, "average_weights": True}
                 ways = (("", {}), ("-rare", rare), ("-half", {"epochs": 2}), ("-unbiased", unbiased),
                         ("-averaged", averaged))  # fmt: skip
                 for suffix, how in ways:

@@ -29,7 +29,7 @@ def test_numbers_are_those_of_the_runs(made: SimpleNamespace, tmp_path: Path, ru
             for way, flags in WAYS.items():
                 if (name, way, seed) == ("adamw", "both", 43):
                     continue
-                beside = way == "annealed" or (name == "acme" and way == "averaged")
+                beside = way == "annealed" or (name == "acme" and way == "partly")
                 path = study / ("peers" if beside else "averages") / f"{name}.{way}.seed{seed}.csv"
                 made.run(path, seed=seed, validation=500, **options, **flags)
                 written.setdefault((name, way), []).append(path)

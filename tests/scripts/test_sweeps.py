@@ -406,7 +406,7 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
             half, rare = c.epochs == (whole + 1) // 2, c.gain != 1
             assert (c.gain, c.adapt_every, c.search_steps) == ((2, 10, 20) if rare else (1, 1, 0))
             suffix = "-half" if half else "-unbiased" if c.unbiased_squares else "-rare" if rare else ""
-            assert c.average_weights == c.no_annealing
+            assert c.anneal_over == (1.5 if c.average_weights else 1) and not c.no_annealing
             if c.average_weights:
                 assert rare and c.unbiased_squares == c.adam
                 suffix = "-averaged"
