@@ -270,7 +270,7 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]  # as torch's foreach operations an
 def get_polynomial_multi_avg_fn(
     power: float = 8.0,
 ) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """A `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`: averaged weights in place of annealed steps.
+    """A `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`: averaged weights, for steps annealed less.
 
     After t updates the average is ``a ← a + (power + 1)/(t + power)·(w - a)``: the weights that a training passes
     through, those of step s counting about as (s/t)^power, so that the last ninth counts for two thirds at a `power` of

@@ -32,8 +32,8 @@ VARIED = frozenset(
 
 def averages_text(constant: bool, over: float, averaged: bool) -> str:
     """What `no_annealing`, `anneal_over` and `average_weights` add to a title."""
-    text = ", no annealing" if constant and not averaged else f", annealed over {over:g}" if over != 1 else ""
-    return text + (", averaged weights" + " and annealing" * (not constant and over == 1)) * averaged
+    text = ", no annealing" if constant else f", annealed over {over:g}" if over != 1 else ""
+    return text + ", averaged weights" * averaged
 
 
 FOLDERS = {
