@@ -76,9 +76,9 @@ def averages_table(results: Path, name: str) -> Table:
             Column("start"),
             Column("annealed", "Test error, %", "Annealed steps"),
             Column("neither", "Test error, %", "Neither"),
-            Column("both", "Test error, %", "Both"),
-            Column("partly", "Test error, %", "Partly annealed and averaged"),
-            Column("averaged", "Test error, %", "Averaged weights"),
+            Column("both", "Test error, %", "Averaged and annealed"),
+            Column("partly", "Test error, %", "Averaged, annealed to a quarter"),
+            Column("averaged", "Test error, %", "Averaged, not annealed"),
         ],
         cells,
         "Annealed steps (ACME's own annealing, the cosine of SGD and AdamW), averaged weights (polynomial-decay average, in the "
