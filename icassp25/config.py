@@ -347,8 +347,9 @@ class RunConfig:
         return [
             field.name
             for field in fields(self)
-            if field.name not in _WHERE_AND_HOW and getattr(self, field.name) != getattr(other, field.name)
+            if field.name not in WHERE_AND_HOW and getattr(self, field.name) != getattr(other, field.name)
         ]
 
 
-_WHERE_AND_HOW = frozenset({"data_dir", "output", "resume", "threads", "wandb"})
+WHERE_AND_HOW = frozenset({"data_dir", "output", "resume", "threads", "wandb"})
+"""Options that do not change a run's numbers."""

@@ -11,31 +11,28 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from make_tables import NOTHING, Column, Table, error_text, group_numbers, write_tables
-from peer_study import METHODS, RARE, UNBIASED
+from make_tables import Column, Table, error_text, group_numbers, write_tables
+from peer_study import AVERAGED, METHODS, RARE, UNBIASED
 from study import Group, caption_of, command_line, load_folder
 
-from icassp25.config import RunConfig
+from icassp25.config import WHERE_AND_HOW, RunConfig
 from icassp25.peers import ACME
 from icassp25.runlog import Run
 
-FLAGS = ("no_annealing", "anneal_over", "average_weights")
-WAYS: dict[str, tuple[bool, float, bool]] = {
+FLAGS = tuple(AVERAGED)  # no_annealing, anneal_over, average_weights
+WAYS = {
     "annealed": (False, 1.0, False),
     "neither": (True, 1.0, False),
     "both": (False, 1.0, True),
-    "partly": (False, 1.5, True),
+    "partly": tuple(AVERAGED.values()),
     "averaged": (True, 1.0, True),
 }
-"""By `FLAGS`; `partly` is AVERAGED of the tables of the peers."""
+"""By `FLAGS`."""
 
 
 def without(config: RunConfig) -> RunConfig:
     """What is compared: the same for all seeds, places and ways."""
-    plain = {
-        name: getattr(RunConfig, name)
-        for name in ("seed", "data_dir", "output", "resume", "threads", "wandb")
-    }
+    plain = {name: getattr(RunConfig, name) for name in ("seed", *WHERE_AND_HOW)}
     return replace(config, **plain, **dict(zip(FLAGS, WAYS["annealed"], strict=True)))
 
 
@@ -62,7 +59,7 @@ def averages_table(results: Path, name: str) -> Table:
             )
             for way, flags in WAYS.items()
         }
-        line = [error_text(group) if group.seeds else NOTHING for group in groups.values()]
+        line = [error_text(group) for group in groups.values()]
         cells.append([title_of(config), f"{config.lr:g}", *line])
         numbers += [
             {"optimizer": title_of(config), "lr": config.lr, "way": way, **group_numbers(group)}

@@ -26,6 +26,10 @@ UNBIASED = {**RARE, "unbiased_squares": True}
 """The same with Adam's squared average begun where bias correction expects it."""
 AVERAGED = {"no_annealing": False, "anneal_over": 1.5, "average_weights": True}
 """Beside either: averaged weights, of steps that are annealed to a quarter."""
+PUBLISHED = {
+    field.name: field.default for field in fields(RunConfig) if field.name in {**UNBIASED, **AVERAGED}
+}
+"""The same options, as they are published."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,7 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         UsageError: no finished run there, or no telling which scale of runs is meant.
     """
     folder = results / study / "peers"
-    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *UNBIASED, *AVERAGED}))
+    found, left_out = load_folder(folder, frozenset({"optimizer", "epochs", *PUBLISHED}))
     epochs = max(run.config.epochs for run in found)
     runs: dict[str, dict[float, dict[int, Run]]] = {}
     kept = []
@@ -295,24 +299,22 @@ def _for_model(method: Method, model: str) -> Method:
 
 def _method(config: RunConfig, epochs: int) -> Method | None:
     """Which method a run belongs to, where whole runs have `epochs`."""
-    defaults = {field.name: field.default for field in fields(RunConfig)}
-    averages = {name: getattr(config, name) for name in AVERAGED}
-    averaged = averages == AVERAGED
-    if not averaged and averages != {name: defaults[name] for name in AVERAGED}:
-        return None
+    own = {name: getattr(config, name) for name in PUBLISHED}
     if config.optimizer != ACME:
-        return METHODS[config.optimizer] if config.epochs == epochs and not averaged else None
+        return METHODS[config.optimizer] if config.epochs == epochs and own == PUBLISHED else None
     if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
         return None
-    base, half = "adam" if config.adam else "sgd", config.epochs != epochs
-    options = {name: getattr(config, name) for name in UNBIASED}
-    published = options == {name: defaults[name] for name in UNBIASED}
-    for rare, suffix in (({**RARE, "unbiased_squares": False}, "rare"), (UNBIASED, "unbiased")):
-        if options == rare:
-            if averaged and config.adam != config.unbiased_squares:
-                return None
-            return None if half else METHODS[f"{base}-acme-{'averaged' if averaged else suffix}"]
-    return METHODS[f"{base}-acme{'-half' * half}"] if published and not averaged else None
+    ways = {
+        "": PUBLISHED,
+        "-rare": {**PUBLISHED, **RARE},
+        "-averaged": {**PUBLISHED, **(UNBIASED if config.adam else RARE), **AVERAGED},
+    }
+    if config.adam:
+        ways["-unbiased"] = {**PUBLISHED, **UNBIASED}
+    suffix = next((suffix for suffix, options in ways.items() if options == own), None)
+    if config.epochs != epochs:
+        suffix = "-half" if suffix == "" else None
+    return None if suffix is None else METHODS[f"{'adam' if config.adam else 'sgd'}-acme{suffix}"]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None] | None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What `gain`, `adapt_every` and `search_steps` are worth: ACME with a larger step, looking ahead in every step or
 # rarely, with a search for the start or without, from starts six decades apart, beside SGD from the learning rates
-# around its best; with Adam, with unbiased squares; some with averaged weights in place of annealing. Half: for half the epochs, which takes as many evaluations as SGD.
+# around its best; with Adam, with unbiased squares; some with averaged weights in place of annealing. Half: for half
+# the epochs, which takes as many evaluations as SGD.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
 #
