@@ -63,7 +63,7 @@ def configurations(study: str) -> dict[str, RunConfig]:
     for path in sorted((ROOT / "results" / study / "peers").glob("*.x1.seed*.json")):
         name = path.name.split(".")[0]
         found.setdefault(name, RunConfig.from_dict(json.loads(path.read_text())["options"]))
-    return {name: config for name, config in found.items() if not name.endswith("-half")}
+    return {name: config for name, config in found.items() if not name.endswith(("-half", "-equal"))}
 
 
 def main() -> None:

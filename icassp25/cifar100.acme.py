@@ -116,6 +116,8 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         type=int,
         metavar="N",
     )
+    option("--limit-train-batches", "end each epoch after this share of its batches, drawn anew every time; 1 for all of "
+           "them", type=float, metavar="X")  # fmt: skip
     option("--validation", "hold N training images out, for choosing anything", type=int, metavar="N")
     option("--output", "the run's CSV; its JSON stands beside it (default: results/runs/, named after the options)",
            metavar="FILE")  # fmt: skip

@@ -83,6 +83,7 @@ class RunConfig:
     data_dir: str | None = None
     dataset: str = "cifar100"
     train_images: int | None = None
+    limit_train_batches: float = 1.0
     validation: int = 0
     batch_size: int = 200
     model: str | None = None
@@ -140,8 +141,13 @@ class RunConfig:
         return self.train_images or self.about.examples - self.validation
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches(self) -> int:
+        """Whole batches that the images to train on give."""
         return self.available_images // self.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return int(self.limit_train_batches * self.batches + 1e-6)  # 0.29 of 100 are 29
 
     @property
     def evaluations_per_step(self) -> float:
@@ -171,6 +177,8 @@ class RunConfig:
             base += f"-over{self.anneal_over:g}"
         if self.average_weights:
             base += "-averaged"
+        if self.limit_train_batches != 1:
+            base += f"-limit{self.limit_train_batches:g}"
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
 
     def check(self) -> None:
@@ -252,10 +260,16 @@ class RunConfig:
                 f"{whole} from {every} to {room}",
             )
         need(
-            self.steps_per_epoch >= 1,
+            self.batches >= 1,
             "batch_size",
             self.batch_size,
             f"at most the {self.available_images} training {about.unit}",
+        )
+        need(
+            0 < self.limit_train_batches <= 1 and self.steps_per_epoch >= 1,
+            "limit_train_batches",
+            self.limit_train_batches,
+            f"a number above 0 and at most 1 that leaves one of the {self.batches} batches of an epoch",
         )
         need(
             self.precision != "tf32" or self.device != "cpu",

@@ -36,12 +36,12 @@ def how(study: PeerStudy) -> list[str]:
     """A line for each method: what its scale is, how it is used, and who says so."""
     return [
         f"{method.title}: ×1 is {method.default:g}, the {method.scale}; {method.how} ({method.source})."
-        for method in study.methods
-        if not method.half
+        for method in study.whole_methods
     ]
 
 
-def notes(study: PeerStudy) -> list[str]:
+def notes(study: PeerStudy, shortened: bool = False) -> list[str]:
+    """What the reader has to know of the runs; `shortened`: of those too."""
     devices = {
         device_of(run)
         for by_scale in study.runs.values()
@@ -54,7 +54,7 @@ def notes(study: PeerStudy) -> list[str]:
         ]
     else:
         seconds = ["The runs come from several devices: their seconds do not compare."] * (len(devices) > 1)
-    return study.missing() + study.diverged() + seconds + study.left_out
+    return study.missing(shortened) + study.diverged() + seconds + study.left_out
 
 
 def worst_text(study: PeerStudy, method: Method) -> tuple[str, float | None, int]:
@@ -88,7 +88,7 @@ def prefixed(side: str, numbers: dict[str, object]) -> dict[str, object]:
 def peers_table(study: PeerStudy) -> Table:
     """Every method from its default scale, tuned, and at its worst, at the same epochs."""
     cells, numbers = [], []
-    for method in (method for method in study.methods if not method.half):
+    for method in study.whole_methods:
         default, (tuned, chosen) = study.default(method.key), study.tuned(method.key)
         acme = study.default(study.counterpart(method).key)
         untuned, searched = Comparison(default, acme), Comparison(tuned, acme)
@@ -144,10 +144,16 @@ def peers_table(study: PeerStudy) -> Table:
 
 
 def equal_table(study: PeerStudy) -> Table:
-    """Every peer beside ACME at about as many gradient evaluations in as many epochs."""
+    """Every peer beside ACME at no more gradient evaluations, or about as many."""
     cells, numbers = [], []
-    for method in (method for method in study.methods if not method.acme or method.half):
-        other = study.counterpart(method)
+    published = ("sgd-acme-half", "adam-acme-half")
+    methods = [method for method in study.methods if not method.acme or method.key in published]
+    others = [study.counterpart(method, equal=True) for method in methods]
+    costs = [
+        (study.cost(other.key), study.cost(method.key)) for other, method in zip(others, methods, strict=True)
+    ]
+    no_more = all(with_acme <= without for with_acme, without in costs if with_acme and without)
+    for method, other in zip(methods, others, strict=True):
         default, (tuned, _), acme = (
             study.default(method.key),
             study.tuned(method.key),
@@ -186,21 +192,20 @@ def equal_table(study: PeerStudy) -> Table:
             Column("with ACME", "Seconds"),
         ],
         cells,
-        "ACME beside its peers, at about as many gradient evaluations: one run of each. ACME with the same base, from its "
-        "default scale, looks ahead rarely, with averaged weights and with Adam unbiased squares if they have been run; beside SAM and ASAM, "
-        "which evaluate twice a step as well, in every step. ACME as "
-        "published is here also for half the epochs. Test error "
+        f"ACME beside its peers, at {'no more' if no_more else 'about as many'} gradient evaluations: one run of each. ACME from its "
+        f"default scale, with the same base ({'; '.join(dict.fromkeys(other.title for other in others))}), beside SAM and ASAM, which "
+        "evaluate twice a step, as published; as published also for half the epochs, among the peers. Test error "
         f"in % after the last epoch ({words(study)}); the tuned scale has the lowest last-epoch validation error of "
         f"{len(study.scales)} with the first seed, whose runs are not counted here. Differences in percentage points, paired by seed, with their "
         f"95 % confidence interval by Student's t. {study.caption}.",
-        notes(study),
+        notes(study, shortened=True),
         numbers,
     )
 
 
 def unit(study: PeerStudy) -> float | None:
     """Evaluations of one run at one evaluation a step: the cheapest whole run."""
-    costs = [cost for method in study.methods if not method.half and (cost := study.cost(method.key))]
+    costs = [cost for method in study.whole_methods if (cost := study.cost(method.key))]
     return min(costs, default=None)
 
 
@@ -216,7 +221,7 @@ def budget_table(study: PeerStudy) -> Table | None:
     if one is None:
         return None
     cells, numbers = [], []
-    for method in study.methods:
+    for method in study.whole_methods:
         line = [method.title, count_text(study.cost(method.key))]
         for budget in BUDGETS:
             count = draws(study, method, budget * one)
@@ -243,7 +248,7 @@ def budget_table(study: PeerStudy) -> Table | None:
         return None
     short = [
         f"Left out of the searches: {method.title}, seed {seed}: not every scale has its run."
-        for method in study.methods
+        for method in study.whole_methods
         for seed in study.seeds
         if seed not in study.searches(method.key)
     ]

@@ -49,7 +49,7 @@ def task(study: PeerStudy) -> str:
 
 def methods_of(studies: Sequence[PeerStudy]) -> list[Method]:
     """Those that some study has."""
-    there = {method.key for study in studies for method in study.methods if not method.half}
+    there = {method.key for study in studies for method in study.whole_methods}
     return [method for key, method in METHODS.items() if key in there]
 
 
@@ -91,7 +91,7 @@ def overview_table(studies: Sequence[PeerStudy]) -> Table:
         cells.append(line)
     notes = [f"{task(study)}: {study.whole_caption}; {len(study.scales)} scales." for study in studies]
     for study in studies:
-        notes += [f"{task(study)}: {note}" for note in study.missing() if "half the epochs" not in note]
+        notes += [f"{task(study)}: {note}" for note in study.missing()]
     return Table(
         NAME,
         [

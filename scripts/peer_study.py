@@ -26,8 +26,12 @@ UNBIASED = {**RARE, "unbiased_squares": True}
 """The same with Adam's squared average begun where bias correction expects it."""
 AVERAGED = {"no_annealing": False, "anneal_over": 1.5, "average_weights": True}
 """Beside either: averaged weights, of steps that are annealed to a quarter."""
+EQUAL = {"limit_train_batches": 0.83}
+"""Besides: so many steps that they take no more evaluations than one in each of all the steps does."""
 PUBLISHED = {
-    field.name: field.default for field in fields(RunConfig) if field.name in {**UNBIASED, **AVERAGED}
+    field.name: field.default
+    for field in fields(RunConfig)
+    if field.name in {**UNBIASED, **AVERAGED, **EQUAL}
 }
 """The same options, as they are published."""
 
@@ -35,7 +39,8 @@ PUBLISHED = {
 @dataclass(frozen=True)
 class Method:
     """A row of the tables, a line of the figures. ACME is there with rare look-aheads (with Adam also with unbiased
-    squares), with averaged weights besides, as published, and as published for half of the epochs."""
+    squares), with averaged weights besides, as published, and in two ways for fewer steps, with averaged weights and as
+    published."""
 
     key: str
     title: str
@@ -45,7 +50,7 @@ class Method:
     how: str
     source: str
     acme: bool = False
-    half: bool = False
+    shortened: bool = False  #: for no more evaluations than one in each step; from the default only
 
 
 def _peer_methods() -> list[Method]:
@@ -74,6 +79,11 @@ def _acme_methods() -> list[Method]:
         ("-unbiased", ", unbiased squares", f"{options}, unbiased_squares: {rarely}; {own}"),
         ("-rare", ", rare look-ahead", f"{options}: {rarely}; {own}"),
         ("", "", f"as published, two evaluations a step; {own}"),
+        (
+            "-equal",
+            ", averaged weights, 0.83 of the steps",
+            f"{options}, with Adam unbiased_squares: {averaged}",
+        ),
         ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
     )
     return [
@@ -86,7 +96,7 @@ def _acme_methods() -> list[Method]:
             how,
             "this repository",
             acme=True,
-            half=suffix == "-half",
+            shortened=suffix in ("-equal", "-half"),
         )
         for suffix, words, how in ways
         for family, default in (("SGD", ACME_LR), ("Adam", ADAM_LR))
@@ -136,7 +146,7 @@ class PeerStudy:
 
     runs: dict[str, dict[float, dict[int, Run]]]
     caption: str
-    whole_caption: str  #: without the runs of half the epochs
+    whole_caption: str  #: without the shortened runs
     seeds: list[int]
     left_out: list[str]
     chance: float  #: test error, in %, of guessing
@@ -146,6 +156,11 @@ class PeerStudy:
     @property
     def methods(self) -> list[Method]:
         return [_for_model(method, self.model) for method in METHODS.values() if method.key in self.runs]
+
+    @property
+    def whole_methods(self) -> list[Method]:
+        """Those whose runs are as long as the study's, from all scales."""
+        return [method for method in self.methods if not method.shortened]
 
     @property
     def scales(self) -> list[float]:
@@ -196,7 +211,7 @@ class PeerStudy:
         Seconds are those that the steps take in the benchmark, if it has measured this study, else the runs' own.
         """
         if column == "seconds" and self.step_seconds:
-            timed = key.removesuffix("-half")
+            timed = key.removesuffix("-half").replace("-equal", "-averaged")
             # What differs in the averages' first values alone takes as long.
             if timed not in self.step_seconds:
                 timed = timed.replace("-unbiased", "-rare")
@@ -215,19 +230,23 @@ class PeerStudy:
         searches = self.searches(key).values()
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
-    def counterpart(self, method: Method) -> Method:
+    def counterpart(self, method: Method, equal: bool = False) -> Method:
         """ACME with the same base and about as many evaluations in as many epochs; of the ways with rare look-aheads the
-        first that has been run from its default: averaged weights, unbiased squares, neither."""
+        first that has been run from its default: averaged weights, unbiased squares, neither. `equal`: before these
+        averaged weights for so many steps that there are no more evaluations."""
         base = f"{method.family.lower()}-acme"
         if method.key in PEERS and PEERS[method.key].evaluations > 1:
             return METHODS[base]
-        ways = (f"{base}-averaged", f"{base}-unbiased", f"{base}-rare")
-        return METHODS[next((key for key in ways if self.runs.get(key, {}).get(1.0)), ways[-1])]
+        ways = [f"{base}{suffix}" for suffix in ("-equal", "-averaged", "-unbiased", "-rare")]
+        return METHODS[next((key for key in ways[not equal :] if self.runs.get(key, {}).get(1.0)), ways[-1])]
 
-    def missing(self) -> list[str]:
+    def missing(self, shortened: bool = False) -> list[str]:
+        """What the sweep would still run; `shortened`: those runs, too."""
         notes = []
         for method in METHODS.values():
-            scales = [1.0] if method.half else self.scales
+            if method.shortened and not shortened:
+                continue
+            scales = [1.0] if method.shortened else self.scales
             wanted = len(scales) * len(self.seeds)
             there = sum(len(self.runs.get(method.key, {}).get(scale, {})) for scale in scales)
             if there < wanted:
@@ -272,7 +291,7 @@ def load_peers(results: Path, study: str) -> PeerStudy:
         raise UsageError(f"{folder} holds no run of the sweep. {' '.join(left_out)}")
     seeds = sorted({run.config.seed for run in kept})
     ordered = {key: dict(sorted(runs[key].items())) for key in METHODS if key in runs}
-    whole = [run for run in kept if run.config.epochs == epochs]
+    whole = [run for run in kept if run.config.epochs == epochs and run.config.limit_train_batches == 1]
     return PeerStudy(
         ordered,
         caption_of(kept),
@@ -304,10 +323,12 @@ def _method(config: RunConfig, epochs: int) -> Method | None:
         return METHODS[config.optimizer] if config.epochs == epochs and own == PUBLISHED else None
     if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
         return None
+    averaged = {**PUBLISHED, **(UNBIASED if config.adam else RARE), **AVERAGED}
     ways = {
         "": PUBLISHED,
         "-rare": {**PUBLISHED, **RARE},
-        "-averaged": {**PUBLISHED, **(UNBIASED if config.adam else RARE), **AVERAGED},
+        "-averaged": averaged,
+        "-equal": {**averaged, **EQUAL},
     }
     if config.adam:
         ways["-unbiased"] = {**PUBLISHED, **UNBIASED}

@@ -272,6 +272,11 @@ def _epochs(runs: list[Run]) -> str:
     return " or ".join(map(str, epochs)) + " epoch" + "s" * (epochs[-1] > 1)
 
 
+def _limits(runs: list[Run]) -> list[str]:
+    shares = sorted({run.config.limit_train_batches for run in runs})
+    return [] if shares == [1] else [" or ".join(f"{share:g}" for share in shares) + " of an epoch's batches"]
+
+
 def caption_of(runs: list[Run]) -> str:
     """The scale of the runs in words: model, data, epochs, batch, seeds, device, precision."""
     config = runs[0].config
@@ -294,6 +299,7 @@ def caption_of(runs: list[Run]) -> str:
             *([f"{config.validation:,} validation {unit.split()[0]}"] if config.validation else []),
             *([f"dropout {config.dropout:g}"] if config.dropout else []),
             _epochs(runs),
+            *_limits(runs),
             f"batch size {config.batch_size}",
             ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)),
             " and ".join(sorted({device_of(run) for run in runs})),

@@ -59,6 +59,46 @@ def test_sgd_logs_the_cosine(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
+@pytest.mark.parametrize("options", [{}, {"acme": True}], ids=["sgd", "acme"])
+def test_limited_batches_are_the_first_of_each_epochs_order(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    config = replace(TINY, limit_train_batches=0.75, **options)
+    seen: list[torch.Tensor] = []
+    task = tasks.load(config, torch.device("cpu"))
+    experiment = train.Experiment(config, task, torch.device("cpu"), train._optimizer_class("acme"))
+    training = task.training
+
+    def recording(indices: torch.Tensor, *rest: object) -> object:
+        seen.append(indices)
+        return training(indices, *rest)
+
+    task.training = recording  # type: ignore[method-assign]
+    for number in (1, 2):
+        experiment.epoch(number)
+    first, second = (set(indices.tolist()) for indices in seen)
+    assert len(first) == len(second) == 300 and first != second  # of 400, in another order
+    generator = torch.Generator().manual_seed(config.seed)
+    assert torch.equal(seen[0], task.order(generator)[:300])
+    assert experiment.progress.steps == 6
+    logged, sidecar = go(tmp_path, config)
+    assert [int(row["steps"]) for row in logged] == [3, 6] and sidecar["steps_per_epoch"] == 3
+    if config.acme:
+        assert experiment.optimizer.param_groups[0]["total_steps"] == 6
+    else:
+        cosine = [0.05 * (1.01 + 0.99 * math.cos(math.pi * epoch / 2)) for epoch in range(2)]
+        assert [float(row["lr"]) for row in logged] == pytest.approx(cosine)
+
+
+def test_a_share_of_the_batches_is_rounded_down() -> None:
+    config = RunConfig(train_images=10_000, batch_size=100, limit_train_batches=0.29)
+    assert config.steps_per_epoch == 29  # 0.29 · 100 is below 29
+    assert replace(config, limit_train_batches=0.299).steps_per_epoch == 29
+    for share in (0.0, -0.5, 1.1, math.nan, 0.005):
+        with pytest.raises(UsageError, match=r"--limit-train-batches .* one of the 100 batches of an epoch"):
+            replace(config, limit_train_batches=share).check()
+
+
 @pytest.mark.parametrize("asam", [False, True])
 def test_acme_logs_decisions_and_evaluations(tmp_path: Path, asam: bool) -> None:
     logged, _ = go(tmp_path, replace(TINY, acme=True, asam=asam, adam=True, nesterov=True, lr=1e-3))

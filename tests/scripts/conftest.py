@@ -110,9 +110,9 @@ def write_peers(
                 unbiased = {**rare, "unbiased_squares": True}
                 averaged = {**rare, "unbiased_squares": adam, "anneal_over": 1.5, "average_weights": True}
                 ways = (("", {}), ("-rare", rare), ("-half", {"epochs": 2}), ("-unbiased", unbiased),
-                        ("-averaged", averaged))  # fmt: skip
+                        ("-averaged", averaged), ("-equal", {**averaged, "limit_train_batches": 0.83}))  # fmt: skip
                 for suffix, how in ways:
-                    if (suffix == "-half" and scale != 1) or (suffix == "-unbiased" and not adam):
+                    if (suffix in ("-half", "-equal") and scale != 1) or (suffix == "-unbiased" and not adam):
                         continue
                     lr = (0.001 if adam else 0.1) * scale
                     name = f"{'adam' if adam else 'sgd'}-acme{suffix}.x{scale:g}.seed{seed}.csv"

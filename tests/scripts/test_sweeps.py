@@ -391,7 +391,7 @@ def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
 def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: int) -> None:
     commands = listed("peers", PRESET=preset)
     configs = [config(command) for command in commands]
-    assert len(configs) == (16 * 7 + 2) * seeds == len({c.output for c in configs})
+    assert len(configs) == (16 * 7 + 4) * seeds == len({c.output for c in configs})
     whole = max(c.epochs for c in configs)
     order = []
     for c in configs:
@@ -409,10 +409,11 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
             assert c.anneal_over == (1.5 if c.average_weights else 1) and not c.no_annealing
             if c.average_weights:
                 assert rare and c.unbiased_squares == c.adam
-                suffix = "-averaged"
+                suffix = "-averaged" if c.limit_train_batches == 1 else "-equal"
             assert c.acme and name == f"{'adam' if c.adam else 'sgd'}-acme{suffix}"
             assert rare or not c.unbiased_squares
-            assert (multiple == 1) if half else (c.epochs == whole)
+            assert multiple == 1 if suffix in ("-half", "-equal") else c.limit_train_batches == 1
+            assert half or c.epochs == whole
         else:
             default = default_lr(c.optimizer, c.model)
             assert default == PEERS[c.optimizer].default or c.optimizer == "dog"
@@ -431,10 +432,10 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
         )  # fmt: skip
         return int(re.search(r"(\d+) missing", done.stdout)[1])
 
-    assert missing(PRESET="short") == 3 * 114 + 3 * 34 + 18  # beside peers, over gain, and over the length
-    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 114
+    assert missing(PRESET="short") == 3 * 116 + 3 * 34 + 18  # beside peers, over gain, and over the length
+    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 116
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
-    assert missing(PRESET="quick") == reproduced + 114
+    assert missing(PRESET="quick") == reproduced + 116
     (tmp_path / "quick" / "variants").mkdir()
-    assert missing(PRESET="quick") == reproduced + 114 + 13  # and two that are among those beside peers
+    assert missing(PRESET="quick") == reproduced + 116 + 13  # and two that are among those beside peers
