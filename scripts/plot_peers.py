@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,29 +69,34 @@ def searched(study: PeerStudy, family: str) -> list[Method]:
     return [method for method in shown(study, family) if study.searches(method.key)]
 
 
-def legends(
-    figure: Figure,
-    grid: Any,
-    study: PeerStudy,
-    extra: list[Any],
-    drawn: Callable[[PeerStudy, str], list[Method]] = shown,
-) -> None:
-    """One legend a family of those `drawn`, under its column, and one line for what all panels share."""
+LEGEND_LINE = 0.155
+"""Inches."""
+
+
+def panels(
+    methods: Sequence[list[Method]], rows: int, height: float, **shared: Any
+) -> tuple[Figure, Any, Any]:
+    """A figure, its panels, a column for each family, and the part below for the legends of the families' `methods`.
+
+    Legends are wider than panels, which would shrink for them: hence a part of their own.
+    """
+    from matplotlib import pyplot
+
+    lines = max(math.ceil(len(some) / 2) for some in methods) + 1.7
+    figure = pyplot.figure(figsize=(FULL_WIDTH, height))
+    above, below = figure.subfigures(2, 1, height_ratios=(height - lines * LEGEND_LINE, lines * LEGEND_LINE))
+    return figure, above.subplots(rows, len(methods), squeeze=False, **shared), below
+
+
+def legends(below: Any, methods: Sequence[list[Method]], extra: list[Any]) -> None:
+    """One legend a family, under its column, and one line for what all panels share."""
     from matplotlib.lines import Line2D
 
-    for axes, family in zip(grid, FAMILIES, strict=True):
-        methods = drawn(study, family)
-        handles = [Line2D([], [], label=method.title, **LOOKS[method.key]) for method in methods]
-        axes.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.22),
-            ncols=2,
-            handlelength=2.6,
-            columnspacing=1.0,
-        )
-    if extra:
-        figure.legend(handles=extra, loc="outside lower center", ncols=len(extra))
+    for center, some in zip((0.25, 0.75), methods, strict=True):
+        handles = [Line2D([], [], label=method.title, **LOOKS[method.key]) for method in some]
+        look = {"ncols": 2, "handlelength": 2.4, "columnspacing": 0.8, "borderaxespad": 0}
+        below.legend(handles=handles, loc="upper center", bbox_to_anchor=(center, 1), **look)
+    below.legend(handles=extra, loc="lower center", ncols=len(extra), borderaxespad=0.2)
 
 
 def plain_ticks(axes: Axes) -> None:
@@ -180,9 +185,8 @@ def diverged_handle() -> Any:
 
 def plot_robustness(study: PeerStudy) -> Figure:
     """Last-epoch test error against the multiple of each method's default scale; crosses above the panel diverged."""
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 4.0), sharex=True, sharey=True)
+    methods = [shown(study, family) for family in FAMILIES]
+    figure, [grid], below = panels(methods, 1, 4.0, sharex=True, sharey=True)
     drawn = [draw_robustness(axes, study, family) for axes, family in zip(grid, FAMILIES, strict=True)]
     lowest, most = min(low for low, _ in drawn), max(lines for _, lines in drawn)
     robustness_axes(grid[0], study, lowest)
@@ -191,7 +195,7 @@ def plot_robustness(study: PeerStudy) -> Figure:
         axes.tick_params(axis="x", labelsize=6.5)
         axes.set_title(f"{family} and what builds on it", pad=6 + 5.5 * most)
     grid[0].set_ylabel("test error after the last epoch, %")
-    legends(figure, grid, study, extra=[chance_handle(study), *[diverged_handle()] * bool(most)])
+    legends(below, methods, extra=[chance_handle(study), *[diverged_handle()] * bool(most)])
     bars = "Mean over seeds, bars from the smallest to the largest. " if len(study.seeds) > 1 else ""
     title(figure, bars + study.whole_caption)
     return figure
@@ -199,17 +203,17 @@ def plot_robustness(study: PeerStudy) -> Figure:
 
 def plot_price(study: PeerStudy) -> Figure:
     """Errors at what they cost: a run from the default scale, and the best of all scales with the search paid for."""
-    from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex="row", sharey=True)
+    methods = [shown(study, family) for family in FAMILIES]
+    figure, grid, below = panels(methods, 2, 5.6, sharex="row", sharey=True)
     lowest = study.chance
     seconds = f"seconds of {'steps' if study.step_seconds else 'training'} in all"
     for row, (column, label) in zip(
         grid, (("evaluations", "gradient evaluations in all"), ("seconds", seconds)), strict=True
     ):
-        for axes, family in zip(row, FAMILIES, strict=True):
-            for method in shown(study, family):
+        for axes, some in zip(row, methods, strict=True):
+            for method in some:
                 look, cost = LOOKS[method.key], study.cost(method.key, column)
                 untuned, tuned = (
                     study.default(method.key).mean_error(),
@@ -236,24 +240,23 @@ def plot_price(study: PeerStudy) -> Figure:
         Line2D([], [], **dots, markerfacecolor="white", label="one run, from the default scale"),
         Line2D([], [], **dots, label=f"best by validation of {len(study.scales)} scales, all runs paid for"),
     ]
-    legends(figure, grid[1], study, extra=extra)
+    legends(below, methods, extra)
     title(figure, ("Mean over seeds. " if len(study.seeds) > 1 else "") + study.whole_caption)
     return figure
 
 
 def plot_budget(study: PeerStudy) -> Figure:
     """Test error of a search for the scale against the evaluations it may take in all."""
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True, sharey="row")
+    methods = [searched(study, family) for family in FAMILIES]
+    figure, grid, below = panels(methods, 2, 5.6, sharex=True, sharey="row")
     lowest, complete = study.chance, []
     for row, outwards, order in zip(
         grid, (False, True), ("scales in random order", "from the default outwards"), strict=True
     ):
-        for axes, family in zip(row, FAMILIES, strict=True):
+        for axes, family, some in zip(row, FAMILIES, methods, strict=True):
             if not outwards:
                 chance(axes, study)
-            for method in searched(study, family):
+            for method in some:
                 look, cost = LOOKS[method.key], study.cost(method.key)
                 if cost is None:
                     continue
@@ -270,7 +273,7 @@ def plot_budget(study: PeerStudy) -> Figure:
         error_ticks(row[0], lowest)
     for axes in grid[1]:
         axes.set_xlabel("gradient evaluations in all, search included")
-    legends(figure, grid[1], study, extra=[chance_handle(study)], drawn=searched)
+    legends(below, methods, [chance_handle(study)])
     mean = "Mean over seeds. " if len(study.seeds) > 1 else ""
     if complete and min(complete) < len(study.seeds):
         fewest, most = min(complete), max(complete)
