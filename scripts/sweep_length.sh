@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does the best gain depend on the length of the training? SGD from two learning rates and ACME with rare look-aheads at
-# three gains, and with averaged weights, in place of annealing or beside some of it, for 4, 16 and 60 epochs of the same
+# five gains, and with averaged weights, in place of annealing or beside some of it, for 4, 16 and 60 epochs of the same
 # 11 200 images.
 #
 #   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_length.sh [--slurm]
@@ -14,7 +14,7 @@ for seed in $SEEDS; do
         for lr in 3 10; do
             run "length/sgd.lr$lr.epochs$epochs.seed$seed" --seed "$seed" --epochs $epochs --lr $lr
         done
-        for gain in 2 1 4; do
+        for gain in 2 1 4 1.5 3; do
             run "length/sgd-acme.gain$gain.epochs$epochs.seed$seed" --seed "$seed" --epochs $epochs --lr 0.1 --acme \
                 --gain $gain --adapt-every 10 --search-steps 20
         done
