@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Does the best gain depend on the length of the training? SGD from two learning rates and ACME as published, with
-# rare look-aheads at five gains, and with averaged weights, in place of annealing or beside some of it, for 4, 16 and 60 epochs of the same
-# 11 200 images.
+# Does the best gain depend on the length of the training? SGD from two learning rates and ACME as published, with rare
+# look-aheads at five gains, and with averaged weights, in place of annealing or beside some of it, for 4, 16 and 60
+# epochs of the same 11 200 images.
 #
 #   PRESET=smoke|quick|short|reduced|paper  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_length.sh [--slurm]
 #
