@@ -73,17 +73,14 @@ def _acme_methods() -> list[Method]:
     own = f"no schedule but ACME's own annealing; {decay}"
     options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
     rarely = "about 1.1 evaluations a step"
+    with_adam, share = f"{options}, with Adam unbiased_squares", EQUAL["limit_train_batches"]
     averaged = f"{rarely}; ACME's own annealing to a quarter, tested at the polynomial-decay average of the weights; {decay}"
     ways = (
-        ("-averaged", ", averaged weights", f"{options}, with Adam unbiased_squares: {averaged}"),
+        ("-averaged", ", averaged weights", f"{with_adam}: {averaged}"),
         ("-unbiased", ", unbiased squares", f"{options}, unbiased_squares: {rarely}; {own}"),
         ("-rare", ", rare look-ahead", f"{options}: {rarely}; {own}"),
         ("", "", f"as published, two evaluations a step; {own}"),
-        (
-            "-equal",
-            ", averaged weights, 0.83 of the steps",
-            f"{options}, with Adam unbiased_squares: {averaged}",
-        ),
+        ("-equal", f", averaged weights, {share:g} of the steps", f"{with_adam}: {averaged}"),
         ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
     )
     return [
