@@ -24,7 +24,7 @@ from enum import IntEnum
 from functools import partial
 from itertools import accumulate, chain, islice, repeat
 from numbers import Integral, Real
-from operator import is_
+from operator import attrgetter, contains, is_, itemgetter, methodcaller
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
@@ -456,7 +456,7 @@ class Acme(Optimizer):
             set()
         )  # parameters whose averages were loaded: perhaps before any gradient
         self._plan: _Plan | None = None  # how the last step was divided into passes
-        self._buffers = _Buffers(self._model)
+        self._buffers = _Buffers(self._model, self._compile)
         self._zero: Tensor | None = None
         self._zeros: set[Tensor] = set()  # parameters whose gradient was zero everywhere in the last step
         self._scaled = [_Scaled(self) for _ in range(3)]
@@ -583,7 +583,11 @@ class Acme(Optimizer):
             return self._create_state()
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
-        evaluate = torch.enable_grad()(closure)
+
+        def evaluate() -> Any:
+            with torch.enable_grad():
+                return closure()
+
         try:
             return self._step(evaluate, scaler, ahead_of_device=scaler is None)
         except _Again:
@@ -758,6 +762,9 @@ class Acme(Optimizer):
             )
             if reading.later:
                 break
+            if trial.leapt:  # the device has looked
+                trial.l0 = reading.loss
+                break
             if not self._read_finite(trial, reading, "at the start"):
                 return
             trial.l0 = reading.loss
@@ -792,7 +799,10 @@ class Acme(Optimizer):
     def _fresh(self, found: list[tuple[dict[str, Any], str, Tensor]]) -> list[tuple[dict[str, Any], Tensor]]:
         """The parameters whose averages begin in this step, or perhaps do."""
         key = "exp_avg_sq" if self.param_groups[0]["adam"] else "exp_avg"
-        unsure, state = self._unsure, self.state
+        unsure, state, plan = self._unsure, self.state, self._plan
+        known = not unsure and plan is not None and plan.knows(found, state)
+        if known and all(map(contains, cast("_Plan", plan).states, repeat(key))):
+            return []
         return [
             (group, param)
             for group, _, param in found
@@ -915,7 +925,7 @@ class Acme(Optimizer):
             reading = trial.read(value, lambda: self._moments(trial), ahead=lambda: self._leap_ahead(trial))
             if not reading.later:
                 self._catch_up(trial)
-                if not self._read_finite(trial, reading, "at ASAM's point"):
+                if not (trial.leapt or self._read_finite(trial, reading, "at ASAM's point")):
                     return
         else:
             self._start(trial, loss)
@@ -925,15 +935,15 @@ class Acme(Optimizer):
             reading = trial.start
         trial.first = reading
 
-        def factors() -> tuple[Any, Any, Any]:
-            clip = _clip(reading.totals, options["max_grad_norm"])
-            limit = _limit(trial.plan, reading.totals, clip)
-            return clip, limit, limit * clip
-
         if reading.later:
-            trial.clip, trial.limit, trial.factor = trial.part("limit", lambda: trial.do(factors))
+            clipped = options["max_grad_norm"] is not None
+            trial.clip, trial.limit, trial.factor = trial.part(
+                "limit", lambda: trial.run(_pass_limit, trial.plan.constants, reading.totals, clipped)
+            )
         else:
-            trial.clip, trial.limit, trial.known_factor = factors()
+            trial.clip = _clip(reading.totals, options["max_grad_norm"])
+            trial.limit = limit = _limit(trial.plan.beta1, reading.totals, trial.clip)
+            trial.known_factor = limit * trial.clip
             trial.factor = trial.known_factor
 
     def _ascend(self, trial: _Trial) -> None:
@@ -996,24 +1006,13 @@ class Acme(Optimizer):
         Returns:
             Whether they allow it, as 1 or 0 on the device, and the function that moves.
         """
-        max_norm = self.param_groups[0]["max_grad_norm"]
+        clipped = self.param_groups[0]["max_grad_norm"] is not None
 
         def allow() -> _Allowed:
             parts = [torch.split(vector, lengths) for vector, lengths in trial.pending]
-            good = torch.ones((), dtype=torch.bool, device=trial.device)
-            for loss, totals, slopes, largest, *_ in parts:
-                rows = totals.view(-1, 4)
-                for numbers in (loss, rows if max_norm is not None else rows[:, :3], slopes, largest):
-                    good = good & torch.isfinite(numbers).all()
-                good = good & (largest > 0).all()
-            l0, l1 = parts[0][0], loss
-            if trial.ahead:
-                good = good & (l1 <= l0).all()
-            clip = _clip(rows, max_norm)
-            factor = clip * _limit(trial.plan, rows, clip)
-            return _Allowed(good.to(l0.dtype), clip, factor, (l1 < l0).to(l0.dtype).reshape(()))
+            return _Allowed(*trial.run(_pass_allow, trial.plan.constants, parts, clipped, trial.ahead))
 
-        allowed = trial.part("allow", lambda: trial.do(allow))
+        allowed = trial.part("allow", allow)
         return allowed.good, lambda: trial.part("move ahead", lambda: move(allowed))
 
     def _look(self, trial: _Trial) -> None:
@@ -1114,7 +1113,7 @@ class Acme(Optimizer):
             moves = over and target == alpha
         worse = l1 > l0
         clip1 = _clip(reading.totals, max_norm)
-        factor1 = clip1 * _limit(trial.plan, reading.totals, clip1)
+        factor1 = clip1 * _limit(trial.plan.beta1, reading.totals, clip1)
         clip = _clip(start.totals, max_norm) if worse else clip1
         length = (step if worse else alpha) if moves else 0.0
         used = l1 < l0 and moves  # the second gradient is
@@ -1163,16 +1162,17 @@ class Acme(Optimizer):
             return
         start = trial.start = trial.settled[0]
         trial.first = trial.settled[-1]
-        for reading, where in zip(trial.settled, ("at the start", "at ASAM's point"), strict=False):
-            self._read_finite(trial, reading, where)
+        if not trial.leapt:  # else the device has looked
+            for reading, where in zip(trial.settled, ("at the start", "at ASAM's point"), strict=False):
+                self._read_finite(trial, reading, where)
         self._check_ranks(start)
         trial.l0 = start.loss
         # Anew, from the same sums: the numbers on the device would have to be waited for. `factor` stays there,
         # so that all updates take the very same.
         clip = _clip(trial.first.totals, self.param_groups[0]["max_grad_norm"])
-        trial.limit = _limit(trial.plan, trial.first.totals, clip)
+        trial.limit = _limit(trial.plan.beta1, trial.first.totals, clip)
         trial.known_factor = trial.limit * clip
-        zeros = trial.plan.zeros(start, [])
+        zeros = set() if trial.leapt else trial.plan.zeros(start, [])
         if zeros:
             self._zeros = zeros
             raise _Again
@@ -1352,9 +1352,11 @@ class _Plan:
     ) -> None:
         self.entries = entries
         self.states = [state[param] for _, _, param in entries]
+        self.all_states = list(state.values())  # found again without asking every parameter for its hash
         size = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
         self.graphs: _Graphs | None = None
-        params = [param for _, _, param in entries]
+        self.groups = [group for group, _, _ in entries]
+        self.params = params = [param for _, _, param in entries]
         if (
             trial.compile
             and size == 1
@@ -1378,12 +1380,13 @@ class _Plan:
         self.buckets = [bucket for *_, buckets in self.kinds for bucket in buckets]
         if self.graphs is not None:
             self.graphs.dtypes = {state["exp_avg"].dtype for state in self.states}
+        self.in_order = bool(entries) and self.packed == list(range(len(entries)))  # nothing is taken alone
         rows = [i for i, bucket in enumerate(self.buckets) if bucket.span is not None]
         self.span_rows = torch.tensor(rows, dtype=torch.int64, device=trial.device)
         self.places = torch.tensor(self.packed + self.spanned, dtype=torch.int64, device=trial.device)
-        scratch = _Scratch()
+        self.scratch = _Scratch()
         for bucket in self.buckets:
-            bucket.scratch = scratch
+            bucket.scratch = self.scratch
 
     def _divide(self, group: dict[str, Any], members: list[int], compile: bool) -> list[_Bucket]:
         captured = self.graphs is not None
@@ -1430,28 +1433,43 @@ class _Plan:
         state: dict[Tensor, dict[str, Any]],
     ) -> bool:
         """Whether this is a plan for `entries`, too."""
+        return self.knows(entries, state) and all(bucket.fits() for bucket in self.buckets)
+
+    def knows(
+        self,
+        entries: list[tuple[dict[str, Any], str, Tensor]],
+        state: dict[Tensor, dict[str, Any]],
+    ) -> bool:
+        """Whether these are the entries and the state that it was made for."""
         return (
             len(entries) == len(self.entries)
-            and all(
-                a[2] is b[2] and a[0] is b[0] and state.get(a[2]) is known
-                for a, b, known in zip(entries, self.entries, self.states, strict=True)
-            )
-            and all(bucket.fits() for bucket in self.buckets)
+            and len(state) == len(self.all_states)
+            and all(map(is_, map(itemgetter(2), entries), self.params))
+            and all(map(is_, map(itemgetter(0), entries), self.groups))
+            and all(map(is_, state.values(), self.all_states))
         )
 
     def begin(self, trial: _Trial) -> None:
         trial.graphs = self.graphs if trial.ahead_of_device else None
+        self.beta1 = [group["betas"][0] for group, *_ in self.kinds]
+        if trial.ahead_of_device:
+            max_norm = self.kinds[0][0]["max_grad_norm"]
+            constants = (math.inf if max_norm is None else max_norm, *self.beta1)
+            self.constants = self.scratch.vector(constants, _sum_dtype(trial.device), trial.device)
         if trial.graphs is not None:
             # What the graphs hold as it was when they were captured.
             trial.graphs.constants = tuple(
                 (group["betas"], group["rho"], group["max_grad_norm"]) for group, *_ in self.kinds
             )
+            trial.graphs.held = self.constants
         for bucket in self.buckets:
             bucket.begin(trial)
 
     def largest(self, table: Tensor) -> Tensor:
         """For each parameter, positive if its gradient is not zero everywhere; `table` has each bucket's sums."""
         flags = [bucket.largest.to(table.device) for bucket in self.buckets if bucket.largest is not None]
+        if self.in_order:
+            return torch.cat(flags)
         flags.append(table[self.span_rows, 2])
         result = table.new_zeros(len(self.entries))
         return result.index_add_(0, self.places, torch.cat(flags))
@@ -1462,6 +1480,9 @@ class _Plan:
             param for (_, _, param), most in zip(self.entries, reading.largest, strict=True) if not most > 0
         }
         return zeros | {param for param, square in zip(others, reading.squares, strict=True) if square == 0}
+
+
+_STRIDES, _ADDRESS = methodcaller("stride"), methodcaller("data_ptr")
 
 
 class _Bucket:
@@ -1485,9 +1506,9 @@ class _Bucket:
         self.weight = weight  # named a weight, for ASAM
         self.span = span
         self.ordered = ordered  # in the order of the parameters' memory, else that of their indices
-        self.strides = [_local(owner).stride() for owner in owners] if ordered else []
         self.sharded = any(_is_dtensor(owner) for owner in owners)
         elements = self._locals(owners)
+        self.strides = list(map(_STRIDES, elements)) if ordered else []
         self.sizes = [tensor.numel() for tensor in elements]
         self.vectors = all(tensor.ndim == 1 for tensor in elements)
         self.views: dict[int, Tensor] = {}  # of a span, the elements of what lies at an address
@@ -1497,10 +1518,7 @@ class _Bucket:
         self.params: list[Tensor] = []  # their elements on this rank
 
     def fits(self) -> bool:
-        return not self.ordered or all(
-            _local(owner).stride() == strides
-            for owner, strides in zip(self.owners, self.strides, strict=True)
-        )
+        return not self.ordered or list(map(_STRIDES, self._locals(self.owners))) == self.strides
 
     def begin(self, trial: _Trial) -> None:
         """Before a step."""
@@ -2174,15 +2192,42 @@ def _pass_moments_and_leap(
 _compiled: dict[Callable[..., Any], Callable[..., Any]] = {}  # of each pass, for all optimizers
 
 
+def _compile(arithmetic: Callable[..., _Result]) -> Callable[..., _Result]:
+    if arithmetic not in _compiled:
+        _compiled[arithmetic] = torch.compile(arithmetic, dynamic=True, **_COMPILE_OPTIONS)
+    return _compiled[arithmetic]
+
+
+def _pass_limit(constants: Tensor, totals: Tensor, clipped: bool) -> tuple[Any, Tensor, Tensor]:
+    """What clips and limits the gradient of these sums, and both; `constants` are `max_grad_norm` and each kind's β1."""
+    clip = _clip(totals, constants[0] if clipped else None)
+    limit = _limit(constants[1:], totals, clip)
+    return clip, limit, limit * clip
+
+
+def _pass_allow(
+    constants: Tensor, parts: list[tuple[Tensor, ...]], clipped: bool, ahead: bool
+) -> tuple[Tensor, Any, Tensor, Tensor]:
+    """`_Allowed`, from what is to be read of each evaluation (`_Trial._vector`)."""
+    good = constants[0] >= 0
+    for loss, totals, slopes, largest, *_ in parts:
+        rows = totals.view(-1, 4)
+        for numbers in (loss, rows if clipped else rows[:, :3], slopes, largest):
+            good = good & torch.isfinite(numbers).all()
+        good = good & (largest > 0).all()
+    l0, l1 = parts[0][0].reshape(()), parts[-1][0].reshape(())
+    if ahead:
+        good = good & (l1 <= l0)
+    clip, _, factor = _pass_limit(constants, rows, clipped)
+    return good.to(l0.dtype), clip, factor, (l1 < l0).to(l0.dtype)
+
+
 class _CompiledBucket(_Bucket):
     """The same parts of a step with their arithmetic compiled, each in one pass over the memory."""
 
     def run(self, arithmetic: Callable[..., _Result], *more: Any) -> _Result:
-        if arithmetic not in _compiled:
-            _compiled[arithmetic] = torch.compile(arithmetic, dynamic=True, **_COMPILE_OPTIONS)
         numbers = self.vector(*self.factors)
-        result: _Result = self.trial.do(lambda: _compiled[arithmetic](numbers, *more))
-        return result
+        return self.trial.do(lambda: _compile(arithmetic)(numbers, *more))
 
     def vector(self, *values: float | Tensor) -> Tensor:
         """Numbers in the averages' precision, where these are."""
@@ -2353,7 +2398,7 @@ class _CapturedBucket(_CompiledBucket):
         self.padded = -(-sum(self.sizes) // ROWS) * ROWS
         self.pieces: dict[Any, Tensor] = {}
         self.shapes: dict[int, list[Tensor]] = {}  # of the piece at an address, each parameter's part
-        self.addresses = [owner.data_ptr() for owner in self.owners]
+        self.addresses = list(map(_ADDRESS, self.owners))
         self.averages_of: dict[str, tuple[Tensor, list[Tensor]]] = {}
         for key in ("exp_avg", "exp_avg_sq") if self.group["adam"] else ("exp_avg",):
             tensors = [state[key] for state in self.states]
@@ -2377,11 +2422,10 @@ class _CapturedBucket(_CompiledBucket):
     def fits(self) -> bool:
         return (
             super().fits()
-            and self.addresses == [owner.data_ptr() for owner in self.owners]
+            and self.addresses == list(map(_ADDRESS, self.owners))
             and all(
-                state[key] is part
+                all(map(is_, [state.get(key) for state in self.states], parts))
                 for key, (_, parts) in self.averages_of.items()
-                for state, part in zip(self.states, parts, strict=True)
             )
         )
 
@@ -2437,9 +2481,13 @@ class _CapturedBucket(_CompiledBucket):
 
     def _note_largest(self, g: Tensor) -> None:
         if self.largest is None and self.trial.evaluations <= 1:
-            self.largest = self.trial.do(
-                lambda: torch.stack(torch._foreach_norm(self.shaped(g), math.inf)).to(_sum_dtype(g.device))
-            )
+
+            def norms() -> Tensor:
+                # From the end, which was written last and is in the cache; the sums, from the start, find that there.
+                backwards = torch._foreach_norm(self.shaped(g)[::-1], math.inf)
+                return torch.stack(backwards[::-1]).to(_sum_dtype(g.device))
+
+            self.largest = self.trial.do(norms)
 
     def vector(self, *values: float | Tensor) -> Tensor:
         graphs = self.trial.graphs
@@ -2453,9 +2501,11 @@ class _Graph:
 
     def __init__(self, device: torch.device, dtypes: set[torch.dtype]) -> None:
         self.graph: Any = None
+        self.held: Tensor | None = None  # what it takes from elsewhere, so that the memory stays its own
         self.results: list[Any] = []  # of `_Graphs.do`, in order
         self.place = 0  # in these, while the part is replayed
         self.values: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}  # of this time
+        self.sent: dict[torch.dtype, list[float]] = {}  # the latest that the device has
         self.numbers = {  # the same on the host and on the device
             dtype: (
                 torch.empty(NUMBERS, dtype=dtype, pin_memory=device.type == "cuda"),
@@ -2493,9 +2543,11 @@ class _Graph:
     def run(self) -> None:
         """Have the device do it, with the numbers as they are now."""
         for dtype, values in self.values.items():
-            host, device = self.numbers[dtype]
-            host[: len(values)] = torch.tensor(values, dtype=dtype)
-            device[: len(values)].copy_(host[: len(values)], non_blocking=True)
+            if values != self.sent.get(dtype):
+                host, device = self.numbers[dtype]
+                host[: len(values)] = torch.tensor(values, dtype=dtype)
+                device[: len(values)].copy_(host[: len(values)], non_blocking=True)
+                self.sent[dtype] = values.copy()
         self.graph.replay()
 
 
@@ -2514,8 +2566,11 @@ class _Graphs:
         self.pool: Any = None
         self.graphs: dict[Any, _Graph] = {}
         self.seen: dict[Any, int] = {}
+        self.held: Tensor | None = None  # the same numbers on the device, as far as it takes them
         self.current: _Graph | None = None  # being captured or replayed
         self.losses: dict[int, Tensor] = {}
+        self.host: Tensor | None = None  # where numbers from the device arrive, and the event that says so
+        self.there: Any = None
 
     def gather(self, loss: Tensor, trial: _Trial) -> Tensor:
         """Put an evaluation's loss and gradient, which may lie anywhere, where the parts take them."""
@@ -2543,7 +2598,7 @@ class _Graphs:
                 result, captured = _capture(self.device, self.pool, work)
             finally:
                 self.current = None
-            graph.graph = captured
+            graph.graph, graph.held = captured, self.held
             self.pool, self.graphs[key] = captured.pool(), graph
         else:
             graph.begin()
@@ -2558,21 +2613,22 @@ class _Graphs:
     def do(self, work: Callable[[], _Result]) -> _Result:
         return work() if self.current is None else self.current.do(work)
 
-
-def _on_its_way(tensor: Tensor, work: Callable[[], None]) -> list[float]:
-    """The numbers of a tensor on the device, which does `work` next, while the host waits for the numbers only."""
-    if tensor.device.type != "cuda":
-        numbers: list[float] = tensor.tolist()
+    def fetch(self, tensor: Tensor, work: Callable[[], None]) -> list[float]:
+        """The numbers of a tensor on the device, which does `work` next, while the host waits for the numbers only."""
+        numbers: list[float]
+        if tensor.device.type != "cuda":
+            numbers = tensor.tolist()
+            work()
+            return numbers
+        if self.host is None or len(self.host) != len(tensor):
+            self.host = torch.empty(len(tensor), dtype=tensor.dtype, pin_memory=True)
+            self.there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.host.copy_(tensor, non_blocking=True)
+        self.there.record(torch.cuda.current_stream(self.device))
         work()
+        self.there.synchronize()
+        numbers = self.host.tolist()
         return numbers
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record(torch.cuda.current_stream(tensor.device))
-    work()
-    there.synchronize()
-    numbers = host.tolist()
-    return numbers
 
 
 def _asynchronous(device: torch.device) -> bool:
@@ -2609,38 +2665,86 @@ def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 class _Buffers:
-    """A model's buffers and two copies of them, found again in few operations while the model is the same."""
+    """A model's buffers and copies of them, found again in few operations while the model is the same."""
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module | None, capture: bool) -> None:
         self.model = model
+        self.capture = capture
         self.modules: list[nn.Module] = []
-        self.children: list[tuple[nn.Module | None, ...]] = []  # of each module
-        self.found: list[Tensor] = []
-        self.forms: list[tuple[Any, ...]] = []
-        self.kinds: list[tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]] = []  # and copies of each
+        self.tables: list[dict[str, Any]] = []  # in which each of them has its modules and buffers, by name
+        self.content: list[Any] = []  # of all the tables, one after the other
+        self.owners: list[tuple[nn.Module, str, Tensor | None]] = []
+        self.forms: list[Any] = []
+        self.form: Callable[[Tensor], Any] = _FORM
+        self.copies = _Copies([], capture)
 
-    def find(self) -> list[tuple[nn.Module, str, Tensor | None]]:
-        """All that there are now, each with the module and the name that it has there."""
+    def find(self) -> _Copies:
+        """What holds copies of all that there are now; `owners` says where they are."""
         if self.model is None:
-            return []
-        if not self.modules or [tuple(m._modules.values()) for m in self.modules] != self.children:
-            self.modules = list(self.model.modules())
-            self.children = [tuple(m._modules.values()) for m in self.modules]
-        owners = [
-            (m, name, buffer) for m in self.modules if m._buffers for name, buffer in m._buffers.items()
+            return self.copies
+        content = list(chain.from_iterable(map(dict.values, self.tables)))
+        if not content or len(content) != len(self.content) or not all(map(is_, content, self.content)):
+            self._look_up(self.model)
+        elif list(map(self.form, self.copies.buffers)) == self.forms:
+            return self.copies
+        self.forms = list(map(self.form, self.copies.buffers))
+        self.copies = _Copies(self.copies.buffers, self.capture)
+        return self.copies
+
+    def _look_up(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.tables = [table for m in self.modules for table in (m._modules, m._buffers)]
+        self.content = list(chain.from_iterable(map(dict.values, self.tables)))
+        self.owners = [(m, name, buffer) for m in self.modules for name, buffer in m._buffers.items()]
+        buffers = [buffer for _, _, buffer in self.owners if buffer is not None]
+        # A tensor that is given other memory gets another address, too.
+        self.form = _ADDRESS if all(type(buffer) is Tensor for buffer in buffers) else _FORM
+        self.copies = _Copies(buffers, self.capture)
+
+
+_FORM = attrgetter("shape", "dtype", "device")
+
+
+class _Copies:
+    """Two copies of some buffers."""
+
+    def __init__(self, buffers: list[Tensor], capture: bool) -> None:
+        self.buffers = buffers
+        kinds: dict[Any, list[Tensor]] = {}
+        for buffer in buffers:
+            kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self.kinds = [
+            (tensors, ([torch.empty_like(b) for b in tensors], [torch.empty_like(b) for b in tensors]))
+            for tensors in kinds.values()
         ]
-        found = [buffer for _, _, buffer in owners if buffer is not None]
-        forms = [(b.shape, b.dtype, b.device) for b in found]
-        if forms != self.forms or not all(map(is_, found, self.found)):
-            self.found, self.forms = found, forms
-            kinds: dict[Any, list[Tensor]] = {}
-            for buffer in found:
-                kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-            self.kinds = [
-                (buffers, ([torch.empty_like(b) for b in buffers], [torch.empty_like(b) for b in buffers]))
-                for buffers in kinds.values()
-            ]
-        return owners
+        devices = {device for device, _ in kinds}
+        self.device = devices.pop() if capture and len(devices) == 1 else torch.device("cpu")
+        self.graphs: dict[Any, Any] = {}  # None for what has been done once
+
+    def save(self, place: int) -> None:
+        """Copy the buffers; what was at this place (0 or 1) is overwritten."""
+        self._do(place, back=False)
+
+    def restore(self, place: int) -> None:
+        """The inverse."""
+        self._do(place, back=True)
+
+    def _do(self, place: int, back: bool) -> None:
+        """As it is or, where work for the device is captured, from the second time on at the cost of one call."""
+
+        def work() -> None:
+            for buffers, copies in self.kinds:
+                to, from_ = (buffers, copies[place]) if back else (copies[place], buffers)
+                torch._foreach_copy_(to, from_)
+
+        graph = self.graphs.get((place, back))
+        if graph is None and (place, back) in self.graphs and _capturable(self.device):
+            _, graph = _capture(self.device, None, work)
+        self.graphs[place, back] = graph
+        if graph is None:
+            work()
+        else:
+            graph.replay()
 
 
 class _Surroundings:
@@ -2652,10 +2756,9 @@ class _Surroundings:
     def __init__(self, buffers: _Buffers, devices: list[torch.device], place: int) -> None:
         self.cpu = torch.get_rng_state()
         self.devices = [(device, _rng(device).get_rng_state(*_index(device))) for device in devices]
-        self.owners = buffers.find()
-        self.copied = [(tensors, copies[place]) for tensors, copies in buffers.kinds]
-        for tensors, copies in self.copied:
-            torch._foreach_copy_(copies, tensors)
+        self.copies, self.place = buffers.find(), place
+        self.owners = buffers.owners
+        self.copies.save(place)
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
@@ -2663,8 +2766,7 @@ class _Surroundings:
             _rng(device).set_rng_state(state, *_index(device))
         for module, name, buffer in self.owners:
             module._buffers[name] = buffer
-        for tensors, copies in self.copied:
-            torch._foreach_copy_(tensors, copies)
+        self.copies.restore(self.place)
 
 
 class _Scaled:
@@ -2695,9 +2797,8 @@ class _Trial:
         self.scaler, self.scaled = scaler, optimizer._scaled
         self.compile = optimizer._compile
         self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
-        self.devices = sorted(
-            (d for d in {p.device for p in params} if d.type not in ("cpu", "meta")), key=str
-        )
+        devices = [d for d in {p.device for p in params} if d.type not in ("cpu", "meta")]
+        self.devices = sorted(devices, key=str) if len(devices) > 1 else devices
         self.device = params[0].device if params else torch.device("cpu")
         self.before = _Surroundings(self.of_model, self.devices, 0)
         self.after: _Surroundings | None = None
@@ -2761,6 +2862,12 @@ class _Trial:
         """Work for the device within a part, left out where the part is replayed."""
         return work() if self.graphs is None else self.graphs.do(work)
 
+    def run(self, arithmetic: Callable[..., _Result], *arguments: Any) -> _Result:
+        """The same of a few numbers, compiled where it is captured, which makes one kernel of dozens."""
+        if self.graphs is None:
+            return arithmetic(*arguments)
+        return self.do(lambda: _compile(arithmetic)(*arguments))
+
     def depart(self) -> None:
         """Before another evaluation: everything random as before the first."""
         self.before.restore()
@@ -2811,7 +2918,7 @@ class _Trial:
         vectors, self.leapt = [vector for vector, _ in self.pending], False
         if ahead is not None and self.graphs is not None and not self.parts:
             good, leap = ahead()
-            numbers = iter(_on_its_way(torch.cat([*vectors, good.reshape(1)]), leap))
+            numbers = iter(self.graphs.fetch(torch.cat([*vectors, good.reshape(1)]), leap))
             self.leapt = True
         else:
             numbers = iter(torch.cat(vectors).tolist())
@@ -2835,11 +2942,11 @@ class _Trial:
         for _, share, buckets in plan.kinds:
             rows = slice(begin, begin + len(buckets))
             begin = rows.stop
-            totals.append(table[rows].sum(0))
+            totals.append(table[rows].sum(0) if len(buckets) > 1 else table[rows][0])
             if self.ranks is not None:
                 if share == 1 / dist.get_world_size(self.ranks):
                     check = check + totals[-1][2]
-                totals[-1] *= share
+                totals[-1] = totals[-1] * share
             if len(ahead):
                 slopes_by_kind.append(ahead[rows].sum() * share)
         first = self.evaluations == 1
@@ -2946,22 +3053,31 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _limit(plan: _Plan, totals: _Totals, clip: Any) -> Any:
+def _limit(beta1: Sequence[float] | Tensor, totals: _Totals, clip: Any) -> Any:
     """min(k, 1), with k the factor on the gradient for which the average's squared norm grows `GROWTH_LIMIT` times.
 
     The norm is that of the metric 1/D over all parameters; `totals` are theirs (`_Bucket.moments`) by kind, of
-    the gradient before it was multiplied by `clip`. Each kind counts with its group's β1. k is the positive root
+    the gradient before it was multiplied by `clip`. Each kind counts with its own `beta1`. k is the positive root
     of a·k² + 2b·k - c = 0. A float, or 0-dimensional on the device of `totals`: nothing waits for it.
     """
-    a = b = c = 0.0
-    for (group, *_), (pg, pp, gg, _) in zip(plan.kinds, totals, strict=True):
-        beta1, _ = group["betas"]
-        a = a + gg * (clip * (1 - beta1)) ** 2
-        b = b + pg * (clip * beta1 * (1 - beta1))
-        c = c + pp * (GROWTH_LIMIT - beta1**2)
+
+    def terms(beta1: Any, pg: Any, pp: Any, gg: Any) -> tuple[Any, Any, Any]:
+        return (
+            gg * (clip * (1 - beta1)) ** 2,
+            pg * (clip * beta1 * (1 - beta1)),
+            pp * (GROWTH_LIMIT - beta1**2),
+        )
+
+    sums: Any
+    if isinstance(totals, Tensor):
+        sums = (values.sum() for values in terms(beta1, *totals.unbind(1)[:3]))
+    else:
+        rows = [terms(each, *row[:3]) for each, row in zip(beta1, totals, strict=True)]
+        sums = (sum(values) for values in zip(*rows, strict=True))
+    a, b, c = sums
     # No gradient, or no average to compare it with: no limit.
     if isinstance(a, Tensor):
-        root = torch.hypot(b, a.sqrt() * c.sqrt())
+        root: Any = torch.hypot(b, a.sqrt() * c.sqrt())
         factor = torch.where(b > 0, c / (b + root), (root - b) / a)
         return torch.where((a == 0) | (c == 0), torch.ones_like(a), factor).clamp(max=1.0)
     if a == 0 or c == 0:
@@ -2977,7 +3093,7 @@ def _root_of_sum(totals: _Totals, place: int) -> Any:
     return math.sqrt(sum(row[place] for row in totals))
 
 
-def _clip(totals: _Totals, max_norm: float | None) -> Any:
+def _clip(totals: _Totals, max_norm: Any) -> Any:
     """The factor that clips a gradient of squared norm Σ `totals`[:, 3], as `clip_grad_norm_` does."""
     if max_norm is None:
         return 1.0

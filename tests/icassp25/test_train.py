@@ -116,7 +116,7 @@ def test_logged_numbers_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest
     kept = []
     original = train.Experiment._step
 
-    def spy(self, batch, targets, tally):
+    def spy(self, batch, targets, *others):
         kept.append(self)
         first = True
         criterion = self.criterion
@@ -130,7 +130,7 @@ def test_logged_numbers_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest
             return loss
 
         self.criterion = watched
-        original(self, batch, targets, tally)
+        original(self, batch, targets, *others)
         self.criterion = criterion
 
     monkeypatch.setattr(train.Experiment, "_step", spy)
