@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 Evaluation = tuple[Tensor, Tensor]
 """Loss, 0-dimensional, and logits of a batch; the gradients are in the parameters' `grad`."""
 
+GRADIENT = attrgetter("grad")
 WARM_UPS = 3  # evaluations before the capture: they compile, and choose among cuDNN's algorithms
 
 
 class CapturedEvaluation:
     """`evaluate(inputs, targets)` for batches like these, captured on the CUDA device of the inputs.
+
+    Called with a batch, which is copied to where the graph takes it, unless it is the latest that `load` was given.
 
     What an evaluation leaves (loss, logits, gradients) lies in the same memory each time: the next overwrites it.
     Dropout goes on from torch's generator, as it would without. Capturing changes neither the model's buffers nor
@@ -28,7 +32,7 @@ class CapturedEvaluation:
         inputs: Tensor,
         targets: Tensor,
     ) -> None:
-        self.inputs, self.targets = inputs.clone(), targets.clone()
+        self.loaded, self.inputs, self.targets = inputs, inputs.clone(), targets.clone()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with torch.random.fork_rng([inputs.device]):
@@ -54,11 +58,15 @@ class CapturedEvaluation:
 
     def load(self, inputs: Tensor, targets: Tensor) -> None:
         """Take this batch for the evaluations to come."""
-        self.inputs.copy_(inputs)
-        self.targets.copy_(targets)
+        if inputs is not self.loaded:
+            self.inputs.copy_(inputs)
+            self.targets.copy_(targets)
+            self.loaded = inputs
 
-    def __call__(self) -> Evaluation:
-        for p, gradient in zip(self.parameters, self.gradients, strict=True):
-            p.grad = gradient
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Evaluation:
+        self.load(inputs, targets)
+        if not all(map(is_, map(GRADIENT, self.parameters), self.gradients)):
+            for p, gradient in zip(self.parameters, self.gradients, strict=True):
+                p.grad = gradient
         self.graph.replay()
         return self.result

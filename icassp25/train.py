@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from icassp25.capture import CapturedEvaluation, Evaluation
 from icassp25.config import RunConfig, UsageError
 from icassp25.files import temporary
 from icassp25.models import build_model, has_batch_norm, synchronised
+from icassp25.parts import Parts
 from icassp25.ranks import ALONE, Ranks
 
 BETA2 = 0.999
@@ -261,41 +263,54 @@ class Experiment:
             leave=False,
             disable=not (self.ranks.first and sys.stderr.isatty()),
         ) as bar:
-            for indices in order.split(chunk):
-                share = self.ranks.share(len(indices), config.batch_size)
-                inputs, targets = self.task.training(indices, self.generator, share)
-                batches = zip(inputs.split(per_process), targets.split(per_process), strict=True)
-                for batch, targets in batches:
+            parts = Parts(order.split(chunk), self._training, self.device)
+            for inputs, targets in parts:
+                batches = list(zip(inputs.split(per_process), targets.split(per_process), strict=True))
+                for place, (batch, targets) in enumerate(batches, 1):
                     try:
-                        self._step(batch, targets, tally)
+                        self._step(batch, targets, tally, parts, batches[place : place + 1])
                     except FloatingPointError:
                         return False
                     bar.update()
         return True
 
-    def _step(self, batch: Tensor, targets: Tensor, tally: Tally) -> None:
+    def _training(self, chosen: Tensor) -> tasks.Examples:
+        """This process's share of a part of the task's order, ready to train on."""
+        share = self.ranks.share(len(chosen), self.config.batch_size)
+        return self.task.training(chosen, self.generator, share)
+
+    def _step(
+        self, batch: Tensor, targets: Tensor, tally: Tally, parts: Parts, following: list[tasks.Examples]
+    ) -> None:
+        """One step; `following` is the next batch of this part, if it has one."""
         evaluations = 0
-        wrong = tally.wrong
+        total, wrong = tally.loss, tally.wrong
         evaluate = self.evaluation(batch, targets)
 
         def closure() -> Tensor:
-            nonlocal evaluations, wrong
+            nonlocal evaluations, total, wrong
             evaluations += 1
             loss, logits = evaluate()
             if evaluations == 1:
+                total = total + loss.detach()
                 wrong = wrong + (logits.detach().argmax(1) != targets).sum()
+            if getattr(self.optimizer, "next_part", "leap") == "leap":
+                # The device has its last evaluation to work on: time to hand it what the next steps take.
+                parts.prepare()
+                if self.captured is not None:
+                    for examples in following:
+                        self.captured.load(*examples)
             return loss
 
         try:
-            loss = self.optimizer.step(closure)
+            self.optimizer.step(closure)
         finally:
             self.progress.evaluations += evaluations
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.progress.steps += 1
         tally.steps += 1
-        tally.loss += loss
-        tally.wrong = wrong
+        tally.loss, tally.wrong = total, wrong
         if self.config.acme:
             decision = self.optimizer.report.decision
             if decision is not None:
@@ -307,9 +322,7 @@ class Experiment:
             return lambda: self._evaluate(batch, targets)
         if self.captured is None:
             self.captured = CapturedEvaluation(self.model, self._evaluate, batch, targets)
-        else:
-            self.captured.load(batch, targets)
-        return self.captured
+        return partial(self.captured, batch, targets)
 
     def _evaluate(self, batch: Tensor, targets: Tensor) -> Evaluation:
         self.optimizer.zero_grad()

@@ -163,7 +163,7 @@ def test_a_captured_closure(mode) -> None:
         losses = []
         for _ in range(12):
             if captured_evaluation is not None:
-                losses.append(float(optimizer.step(lambda c=captured_evaluation: c()[0])))
+                losses.append(float(optimizer.step(lambda c=captured_evaluation, x=x, y=y: c(x, y)[0])))
             else:
                 losses.append(float(optimizer.step(lambda e=evaluate, x=x, y=y: e(x, y)[0])))
         results.append((torch.tensor(losses), vector(model.parameters()), list(model.buffers())))
