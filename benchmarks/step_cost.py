@@ -333,15 +333,9 @@ def main() -> None:
             [{key: value for key, value in row.items() if key not in hidden} for row in measured],
         )
         rows += measured
-    seconds = time.perf_counter() - begin
-    path = save(
-        f"step_cost-{device.type}",
-        rows,
-        device,
-        seconds,
-        copy_gb_per_s=round(bandwidth / 1e9, 1),
-        repeats=options.repeats,
-    )
+        seconds = time.perf_counter() - begin
+        path = save(f"step_cost-{device.type}", rows, device, seconds,
+                    copy_gb_per_s=round(bandwidth / 1e9, 1), repeats=options.repeats)  # fmt: skip
     print(f"\n{path} ({seconds:.0f} s)")
 
 

@@ -12,8 +12,9 @@ the optimizers of one evaluation a step; `first_epoch_s`, compilation included; 
 images, from which the compiled run is the faster one, compilation included; `recompiled`, graphs compiled after the
 first epoch. On CUDA also `busy`, the fraction of the time in which a kernel runs; `convolutions`, the fraction in
 which one of convolutions or matrix products does; and `matrix`, the arithmetic of these as a fraction of the rate of
-a large bfloat16 matrix product on the same device. There the compiled experiment and its limit are captured, too.
-A device that has no bfloat16 and would emulate it is measured in float32 alone, with all four switches compiled only.
+a large bfloat16 matrix product on the same device. `better` is the share of the steps of the last epoch whose look-ahead
+was clearly better, after which the device need not wait for the host. On CUDA the compiled experiment and its limit are captured, too.
+All four switches are measured compiled only, in bfloat16; a device that has none and would emulate it, in float32 alone.
 The images are made up (`--dataset synthetic`'s): their number and size matter, not what they show.
 """
 
@@ -34,12 +35,13 @@ from acme import Acme
 from icassp25 import data, tasks, train
 from icassp25.config import RunConfig
 
-OPTIMIZERS: dict[str, dict[str, bool]] = {
-    "SGD": {},
-    "ACME": {"acme": True},
-    "all four": {"acme": True, "adam": True, "asam": True, "nesterov": True},
+OPTIMIZERS: dict[str, dict[str, Any]] = {  # from step sizes at which the loss falls, as it does in a training
+    "SGD": {"lr": 1.0},
+    "ACME": {"acme": True, "lr": 1.0},
+    "all four": {"acme": True, "adam": True, "asam": True, "nesterov": True, "lr": 0.01},
 }
-IMAGES = {"10-1": 2000, "16-4": 400, "16-8": 10_000}
+IMAGES = {"10-1": 2000, "16-4": 400, "16-8": 30_000}
+PROFILED = 1 / 3  # of an epoch, for `busy`: it takes long to read a profile
 EPOCH = 50_000
 PRODUCTS = re.compile("xmma|convolve|cutlass|gemm|nvjet|cudnn")  # names of kernels
 
@@ -69,6 +71,8 @@ class Epochs:
         tally = train.Tally(self.device)
         self.experiment._train(self.number, tally)
         tally.loss.item()
+        shares = tally.shares()
+        self.better = shares[1] + shares[3] + shares[5]
         return time.perf_counter() - begin
 
     def limit(self) -> float:
@@ -139,8 +143,11 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def busy_and_flops(epochs: Epochs) -> tuple[float, float, float]:
-    """The fractions of an epoch in which a kernel runs, and one of products; their floating-point operations a second."""
+def busy_and_flops(epochs: Epochs, seconds: float) -> tuple[float, float, float]:
+    """The fractions of an epoch in which a kernel runs, and one of products; their floating-point operations a second.
+
+    `seconds` is what an epoch takes without the profiler.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     experiment = epochs.experiment
@@ -148,7 +155,8 @@ def busy_and_flops(epochs: Epochs) -> tuple[float, float, float]:
         loss = experiment.criterion(experiment.model(epochs.batch), epochs.targets)
         loss.backward()
     operations = counter.get_total_flops() * epochs.config.steps_per_epoch * epochs.evaluations
-    seconds = epochs.epoch()
+    part = replace(epochs.config, limit_train_batches=PROFILED)
+    experiment.config = part
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         epochs.epoch()
     spans = sorted(
@@ -161,6 +169,10 @@ def busy_and_flops(epochs: Epochs) -> tuple[float, float, float]:
         running += max(0.0, stop - max(start, end))
         products += (stop - start) * bool(PRODUCTS.search(name))
         end = max(end, stop)
+    experiment.config = epochs.config
+    running, products = (
+        x * epochs.config.steps_per_epoch / part.steps_per_epoch for x in (running, products)
+    )
     return running * 1e-6 / seconds, products * 1e-6 / seconds, operations / seconds
 
 
@@ -183,7 +195,7 @@ def measure(
     depth, width = map(int, model.split("-"))
     base = RunConfig(
         dataset="synthetic", train_images=images or IMAGES[model], depth=depth, width_alpha=width, epochs=10 * turns,
-        device=device.type, lr=0.01,
+        device=device.type,
     )  # fmt: skip
     loaded = data.load(base, device)
     usual = Usual(base) if device.type == "cpu" else None
@@ -199,7 +211,7 @@ def measure(
     for precision, compiled in ways:
         torch.compiler.reset()
         for name, switches in OPTIMIZERS.items():
-            if name == "all four" and (not compiled if emulates else precision != ways[-1][0]):
+            if name == "all four" and (precision, compiled) != ways[-1]:
                 continue  # minutes, for what the last of the ways tells as well
             epochs = Epochs(replace(base, precision=precision, compile=compiled, **switches), loaded, device)
             before = graphs()
@@ -225,6 +237,7 @@ def measure(
                 "first_epoch_s": first,
                 "pays_after_epochs": None,
                 "recompiled": None,
+                "better": epochs.better if switches.get("acme") else None,
             }
             if compiled:
                 saved = (plain[name] - seconds) / count * EPOCH if name in plain else 0.0
@@ -234,10 +247,13 @@ def measure(
             else:
                 plain[name] = seconds
             if device.type == "cuda":
-                row["busy"], row["convolutions"], operations = busy_and_flops(epochs)
+                row["busy"], row["convolutions"], operations = busy_and_flops(epochs, seconds)
                 row["matrix"] = operations / rate
             rows.append(row)
-            print(".", end="", flush=True)
+            way = f"{row['model']}, {precision}{', compiled' * compiled}, {name}"
+            print(
+                f"{way}: {row['images_per_s']:.0f} images/s, {row['of_limit']:.1%} of the limit", flush=True
+            )
             del epochs
     if usual is not None:
         seconds = statistics.median(usual_times[1:])
