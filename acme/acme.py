@@ -60,9 +60,11 @@ SETTLED_TREND = (
 SEARCH_FACTOR = 10.0  # by which one look-ahead of the search may change the step size at most
 
 # Elements of the parameters that one pass takes at once, which bounds the temporaries: on the CPU few enough
-# to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part,
-# elsewhere so many that the start of an operation does not count.
+# to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part, of
+# large models up to four times as many, for fewer passes; elsewhere so many that the start of an operation does
+# not count.
 CPU_THREAD_ELEMENTS = 1 << 15
+CPU_PASSES = 64
 DEVICE_ELEMENTS = 1 << 24
 
 # `compile` on CUDA: see `_Graphs`.
@@ -1366,6 +1368,7 @@ class _Plan:
             and len({id(group) for group, _, _ in entries}) <= MOST_CAPTURED_GROUPS
         ):
             self.graphs = _Graphs(trial.device)
+        self.total = sum(_local(param).numel() for param in params)
         shares = [_share(param, size) for _, _, param in entries]
         # Kinds of parameters, alike on all ranks: by group, and by how many ranks hold the same elements.
         self.kinds: list[tuple[dict[str, Any], float, list[_Bucket]]] = []
@@ -1399,7 +1402,8 @@ class _Plan:
             param, state = _local(owner), self.states[i]
             weight = group["asam"] and "weight" in name
             size = param.numel()
-            most = sys.maxsize if captured else _elements_at_once(param.device)
+            # Compiled, a span is a whole parameter however large.
+            most = sys.maxsize if captured else _elements_at_once(param.device, 0 if compile else self.total)
             averages = [_local(state["exp_avg"])] + ([_local(state["exp_avg_sq"])] if group["adam"] else [])
             dense = all(average.stride() == param.stride() for average in averages) and (
                 torch.empty_like(param, device="meta").stride() == param.stride()
@@ -2472,9 +2476,10 @@ class _CapturedBucket(_CompiledBucket):
 
     def raw_gradient(self) -> Tensor:
         if self.packed_gradient is None:
-            # In turns, since the step goes on to need the one before.
             gradients = _gradients(self.owners)
-            piece = self.piece(f"gradient {self.trial.evaluations % 2}", gradients[0].dtype)
+            # In turns where the step goes on to need the one before.
+            kept = self.trial.looks and any(self.group[name] for name in ("adam", "asam", "nesterov"))
+            piece = self.piece(f"gradient {self.trial.evaluations % 2 if kept else 0}", gradients[0].dtype)
             torch._foreach_copy_(self.shaped(piece), gradients)
             self.packed_gradient = piece
         return self.packed_gradient
@@ -2649,10 +2654,11 @@ def _capture(device: torch.device, pool: Any, work: Callable[[], _Result]) -> tu
     return result, graph
 
 
-def _elements_at_once(device: torch.device) -> int:
-    """How many elements of the parameters a pass takes."""
+def _elements_at_once(device: torch.device, total: int = 0) -> int:
+    """How many of `total` elements a pass takes."""
     if device.type == "cpu":
-        return CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
+        few = CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
+        return min(max(few, total // CPU_PASSES), 4 * few)
     return DEVICE_ELEMENTS
 
 

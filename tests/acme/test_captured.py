@@ -318,6 +318,45 @@ def test_what_lies_elsewhere_is_noticed(stand_in) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
 
 
+class Counter(nn.Module):
+    """Counts the forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=("as it is", "captured"))
+def test_buffers_that_change(captured, stand_in) -> None:
+    """Given other memory, replaced, added with a module or alone: each counts one evaluation a step."""
+    model = net()
+    model.insert(0, Counter())
+    optimizer = Acme(model, 0.1, acme=True, compile=captured)
+    counts = []
+
+    def train(steps):
+        for i in range(steps):
+            optimizer.step(make_closure(model, optimizer, batches()[i % 4]))
+        counts.append([int(m.calls) for m in model if isinstance(m, Counter)])
+
+    train(4)
+    model[0].calls.data = model[0].calls.data.clone()
+    train(4)
+    model[0].calls = model[0].calls.clone()
+    train(4)
+    model.append(Counter())
+    train(4)
+    model[0].register_buffer("more", torch.ones(2))
+    train(4)
+    assert counts == [[4], [8], [12], [16, 4], [20, 8]]
+    if captured:
+        assert all(optimizer._buffers.copies.graphs.values())
+
+
 def test_options_that_change(stand_in) -> None:
     """What a graph holds as a constant is captured anew; with ever new values it is left as it is."""
     results = []

@@ -13,6 +13,7 @@ from benchmarks.device import waits
 from icassp25 import train
 from icassp25.capture import CapturedEvaluation
 from icassp25.config import RunConfig
+from icassp25.parts import Parts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -168,6 +169,26 @@ def test_a_captured_closure(mode) -> None:
                 losses.append(float(optimizer.step(lambda e=evaluate, x=x, y=y: e(x, y)[0])))
         results.append((torch.tensor(losses), vector(model.parameters()), list(model.buffers())))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+def test_parts_made_ready_beside_are_the_same() -> None:
+    results = []
+    for beside in (False, True):
+        generator = torch.Generator("cuda").manual_seed(1)
+        order = torch.randperm(60, generator=generator, device="cuda")
+
+        def ready(chosen, generator=generator):
+            torch.cuda._sleep(10_000_000)  # would be read too early, if it were not waited for
+            return chosen + torch.rand(len(chosen), generator=generator, device="cuda"), chosen
+
+        parts = Parts(order.split(25), ready, torch.device("cuda"))
+        seen = []
+        for inputs, targets in parts:
+            seen += [inputs.clone(), targets.clone()]
+            if beside:
+                parts.prepare()
+        results.append(torch.cat(seen))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("switches", [{}, {"acme": True, "adam": True}], ids=("sgd", "acme+adam"))
