@@ -52,8 +52,8 @@ def step_panels(panels: np.ndarray, steps: pd.DataFrame) -> None:
                     axes.plot(rows.ratio[row], place, color=color, marker=marker, linestyle="", label=label)
         axes.set_title(f"{name} ({rows.tensors.iloc[0]} tensors)")
         axes.set_xscale("log", base=2)
-        axes.set_xticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
-        axes.set_xlim(0.35, 14)
+        axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
+        axes.set_xlim(0.2, 14)
         axes.set_yticks(range(len(MODES)), list(MODES.values()))
         axes.set_ylim(len(MODES) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -69,6 +69,8 @@ def training_panel(axes: Axes, epochs: pd.DataFrame, where: str) -> None:
     looks = {"SGD": (GREY, "D"), "ACME": (BLUE, "o"), "all four": (VERMILLION, "s")}
     for optimizer, (color, marker) in looks.items():
         mine = epochs[epochs.optimizer == optimizer]
+        if mine.empty:
+            continue
         axes.plot(
             100 * mine.of_limit, ways[mine.index].map(places), color=color, marker=marker, linestyle="",
             label=optimizer,
