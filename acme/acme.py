@@ -60,11 +60,10 @@ SETTLED_TREND = (
 SEARCH_FACTOR = 10.0  # by which one look-ahead of the search may change the step size at most
 
 # Elements of the parameters that one pass takes at once, which bounds the temporaries: on the CPU few enough
-# to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part, of
-# large models up to four times as many, for fewer passes; elsewhere so many that the start of an operation does
-# not count.
+# to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part, more
+# of large models, for fewer passes; elsewhere so many that the start of an operation does not count.
 CPU_THREAD_ELEMENTS = 1 << 15
-CPU_PASSES = 64
+CPU_PASSES = 64  # from as many on, twice and then four times as many elements
 DEVICE_ELEMENTS = 1 << 24
 
 # `compile` on CUDA: see `_Graphs`.
@@ -2568,10 +2567,10 @@ class _Graphs:
         self.device = device
         self.dtypes: set[torch.dtype] = set()  # of the averages
         self.constants: tuple[Any, ...] = ()
+        self.held: Tensor | None = None  # those of them that the device takes from memory
         self.pool: Any = None
         self.graphs: dict[Any, _Graph] = {}
         self.seen: dict[Any, int] = {}
-        self.held: Tensor | None = None  # the same numbers on the device, as far as it takes them
         self.current: _Graph | None = None  # being captured or replayed
         self.losses: dict[int, Tensor] = {}
         self.host: Tensor | None = None  # where numbers from the device arrive, and the event that says so
@@ -2657,8 +2656,10 @@ def _capture(device: torch.device, pool: Any, work: Callable[[], _Result]) -> tu
 def _elements_at_once(device: torch.device, total: int = 0) -> int:
     """How many of `total` elements a pass takes."""
     if device.type == "cpu":
-        few = CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
-        return min(max(few, total // CPU_PASSES), 4 * few)
+        few = at_once = CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
+        while at_once < 4 * few and total > CPU_PASSES * at_once:
+            at_once *= 2
+        return at_once
     return DEVICE_ELEMENTS
 
 
@@ -2680,35 +2681,41 @@ class _Buffers:
         self.tables: list[dict[str, Any]] = []  # in which each of them has its modules and buffers, by name
         self.content: list[Any] = []  # of all the tables, one after the other
         self.owners: list[tuple[nn.Module, str, Tensor | None]] = []
+        self.plain = False
         self.forms: list[Any] = []
-        self.form: Callable[[Tensor], Any] = _FORM
         self.copies = _Copies([], capture)
 
     def find(self) -> _Copies:
         """What holds copies of all that there are now; `owners` says where they are."""
         if self.model is None:
             return self.copies
+        buffers = self.copies.buffers
         content = list(chain.from_iterable(map(dict.values, self.tables)))
         if not content or len(content) != len(self.content) or not all(map(is_, content, self.content)):
-            self._look_up(self.model)
-        elif list(map(self.form, self.copies.buffers)) == self.forms:
+            buffers = self._look_up(self.model)
+        elif self._forms(buffers) == self.forms:
             return self.copies
-        self.forms = list(map(self.form, self.copies.buffers))
-        self.copies = _Copies(self.copies.buffers, self.capture)
+        self.forms = self._forms(buffers)
+        self.copies = _Copies(buffers, self.capture)
         return self.copies
 
-    def _look_up(self, model: nn.Module) -> None:
+    def _look_up(self, model: nn.Module) -> list[Tensor]:
         self.modules = list(model.modules())
         self.tables = [table for m in self.modules for table in (m._modules, m._buffers)]
         self.content = list(chain.from_iterable(map(dict.values, self.tables)))
         self.owners = [(m, name, buffer) for m in self.modules for name, buffer in m._buffers.items()]
         buffers = [buffer for _, _, buffer in self.owners if buffer is not None]
-        # A tensor that is given other memory gets another address, too.
-        self.form = _ADDRESS if all(type(buffer) is Tensor for buffer in buffers) else _FORM
-        self.copies = _Copies(buffers, self.capture)
+        self.plain = all(type(buffer) is Tensor for buffer in buffers)
+        return buffers
+
+    def _forms(self, buffers: list[Tensor]) -> list[Any]:
+        """What tells that a tensor has been given other memory; an address is quick to ask for."""
+        if self.plain:
+            return [*map(_ADDRESS, buffers), *map(_SHAPE, buffers)]
+        return list(map(_FORM, buffers))
 
 
-_FORM = attrgetter("shape", "dtype", "device")
+_SHAPE, _FORM = attrgetter("shape"), attrgetter("shape", "dtype", "device")
 
 
 class _Copies:
@@ -3067,20 +3074,15 @@ def _limit(beta1: Sequence[float] | Tensor, totals: _Totals, clip: Any) -> Any:
     of a·k² + 2b·k - c = 0. A float, or 0-dimensional on the device of `totals`: nothing waits for it.
     """
 
-    def terms(beta1: Any, pg: Any, pp: Any, gg: Any) -> tuple[Any, Any, Any]:
-        return (
-            gg * (clip * (1 - beta1)) ** 2,
-            pg * (clip * beta1 * (1 - beta1)),
-            pp * (GROWTH_LIMIT - beta1**2),
-        )
-
-    sums: Any
+    a: Any = 0.0
+    b: Any = 0.0
+    c: Any = 0.0
+    for beta, pg, pp, gg in _columns(beta1, totals):
+        a = a + gg * (clip * (1 - beta)) ** 2
+        b = b + pg * (clip * beta * (1 - beta))
+        c = c + pp * (GROWTH_LIMIT - beta**2)
     if isinstance(totals, Tensor):
-        sums = (values.sum() for values in terms(beta1, *totals.unbind(1)[:3]))
-    else:
-        rows = [terms(each, *row[:3]) for each, row in zip(beta1, totals, strict=True)]
-        sums = (sum(values) for values in zip(*rows, strict=True))
-    a, b, c = sums
+        a, b, c = a.sum(), b.sum(), c.sum()
     # No gradient, or no average to compare it with: no limit.
     if isinstance(a, Tensor):
         root: Any = torch.hypot(b, a.sqrt() * c.sqrt())
@@ -3090,6 +3092,14 @@ def _limit(beta1: Sequence[float] | Tensor, totals: _Totals, clip: Any) -> Any:
         return 1.0
     root = math.hypot(b, math.sqrt(a) * math.sqrt(c))
     return min(c / (b + root) if b > 0 else (root - b) / a, 1.0)
+
+
+def _columns(beta1: Sequence[float] | Tensor, totals: _Totals) -> Iterable[tuple[Any, Any, Any, Any]]:
+    """β1 and the first three sums of each kind, or once, as tensors, of all."""
+    if isinstance(totals, Tensor):
+        pg, pp, gg, _ = totals.unbind(1)
+        return [(beta1, pg, pp, gg)]
+    return [(beta, *row[:3]) for beta, row in zip(beta1, totals, strict=True)]
 
 
 def _root_of_sum(totals: _Totals, place: int) -> Any:

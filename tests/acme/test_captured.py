@@ -348,11 +348,13 @@ def test_buffers_that_change(captured, stand_in) -> None:
     train(4)
     model[0].calls = model[0].calls.clone()
     train(4)
+    model[0].calls.data = model[0].calls.data.view(1)
+    train(4)
     model.append(Counter())
     train(4)
     model[0].register_buffer("more", torch.ones(2))
     train(4)
-    assert counts == [[4], [8], [12], [16, 4], [20, 8]]
+    assert counts == [[4], [8], [12], [16], [20, 4], [24, 8]]
     if captured:
         assert all(optimizer._buffers.copies.graphs.values())
 
