@@ -267,8 +267,9 @@ class Experiment:
             for inputs, targets in parts:
                 batches = list(zip(inputs.split(per_process), targets.split(per_process), strict=True))
                 for place, (batch, targets) in enumerate(batches, 1):
+                    following = batches[place : place + 1]
                     try:
-                        self._step(batch, targets, tally, parts, batches[place : place + 1])
+                        self._step(batch, targets, tally, partial(self._prepare, parts, following))
                     except FloatingPointError:
                         return False
                     bar.update()
@@ -279,10 +280,17 @@ class Experiment:
         share = self.ranks.share(len(chosen), self.config.batch_size)
         return self.task.training(chosen, self.generator, share)
 
+    def _prepare(self, parts: Parts, following: list[tasks.Examples]) -> None:
+        """Hand a CUDA device what the next steps take: the next part, and the next batch of this one."""
+        parts.prepare()
+        if self.captured is not None:
+            for examples in following:
+                self.captured.load(*examples)
+
     def _step(
-        self, batch: Tensor, targets: Tensor, tally: Tally, parts: Parts, following: list[tasks.Examples]
+        self, batch: Tensor, targets: Tensor, tally: Tally, meanwhile: Callable[[], None] | None = None
     ) -> None:
-        """One step; `following` is the next batch of this part, if it has one."""
+        """One step; `meanwhile` is called once the device has its last evaluation to work on."""
         evaluations = 0
         total, wrong = tally.loss, tally.wrong
         evaluate = self.evaluation(batch, targets)
@@ -294,12 +302,8 @@ class Experiment:
             if evaluations == 1:
                 total = total + loss.detach()
                 wrong = wrong + (logits.detach().argmax(1) != targets).sum()
-            if getattr(self.optimizer, "next_part", "leap") == "leap":
-                # The device has its last evaluation to work on: time to hand it what the next steps take.
-                parts.prepare()
-                if self.captured is not None:
-                    for examples in following:
-                        self.captured.load(*examples)
+            if meanwhile is not None and getattr(self.optimizer, "next_part", "leap") == "leap":
+                meanwhile()
             return loss
 
         try:
