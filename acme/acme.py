@@ -801,8 +801,12 @@ class Acme(Optimizer):
         """The parameters whose averages begin in this step, or perhaps do."""
         key = "exp_avg_sq" if self.param_groups[0]["adam"] else "exp_avg"
         unsure, state, plan = self._unsure, self.state, self._plan
-        known = not unsure and plan is not None and plan.knows(found, state)
-        if known and all(map(contains, cast("_Plan", plan).states, repeat(key))):
+        if (
+            plan is not None
+            and not unsure
+            and plan.knows(found, state)
+            and all(map(contains, plan.states, repeat(key)))
+        ):
             return []
         return [
             (group, param)
