@@ -1459,7 +1459,7 @@ class _Plan:
     def begin(self, trial: _Trial) -> None:
         trial.graphs = self.graphs if trial.ahead_of_device else None
         self.beta1 = [group["betas"][0] for group, *_ in self.kinds]
-        if trial.ahead_of_device:
+        if trial.ahead_of_device and self.kinds:
             max_norm = self.kinds[0][0]["max_grad_norm"]
             constants = (math.inf if max_norm is None else max_norm, *self.beta1)
             self.constants = self.scratch.vector(constants, _sum_dtype(trial.device), trial.device)

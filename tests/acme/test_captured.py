@@ -318,6 +318,30 @@ def test_what_lies_elsewhere_is_noticed(stand_in) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
 
 
+@all_modes
+def test_gradients_that_all_become_zero(mode, stand_in) -> None:
+    """The step has nothing to do, and the next one goes on."""
+    results = []
+    for captured in (False, True):
+        model = net()
+        optimizer = Acme(model, start(mode), **mode, compile=captured)
+
+        def closure(step, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(batches()[step % 4][0]), batches()[step % 4][1])
+            loss.backward()
+            if step in (1, 6, 7):
+                torch._foreach_zero_([p.grad for p in model.parameters()])
+            return loss
+
+        for step in range(12):
+            before = vector(model.parameters()).clone()
+            optimizer.step(lambda: closure(step))  # noqa: B023
+            assert torch.equal(before, vector(model.parameters())) == (step in (1, 6, 7))
+        results.append(vector(model.parameters()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
+
+
 class Counter(nn.Module):
     """Counts the forward passes."""
 
