@@ -2681,8 +2681,7 @@ class _Buffers:
     def __init__(self, model: nn.Module | None, capture: bool) -> None:
         self.model = model
         self.capture = capture
-        self.modules: list[nn.Module] = []
-        self.tables: list[dict[str, Any]] = []  # in which each of them has its modules and buffers, by name
+        self.tables: list[dict[str, Any]] = []  # in which each module has its modules and buffers, by name
         self.content: list[Any] = []  # of all the tables, one after the other
         self.owners: list[tuple[nn.Module, str, Tensor | None]] = []
         self.plain = False
@@ -2704,10 +2703,10 @@ class _Buffers:
         return self.copies
 
     def _look_up(self, model: nn.Module) -> list[Tensor]:
-        self.modules = list(model.modules())
-        self.tables = [table for m in self.modules for table in (m._modules, m._buffers)]
+        modules = list(model.modules())
+        self.tables = [table for m in modules for table in (m._modules, m._buffers)]
         self.content = list(chain.from_iterable(map(dict.values, self.tables)))
-        self.owners = [(m, name, buffer) for m in self.modules for name, buffer in m._buffers.items()]
+        self.owners = [(m, name, buffer) for m in modules for name, buffer in m._buffers.items()]
         buffers = [buffer for _, _, buffer in self.owners if buffer is not None]
         self.plain = all(type(buffer) is Tensor for buffer in buffers)
         return buffers
@@ -3077,7 +3076,6 @@ def _limit(beta1: Sequence[float] | Tensor, totals: _Totals, clip: Any) -> Any:
     the gradient before it was multiplied by `clip`. Each kind counts with its own `beta1`. k is the positive root
     of a·k² + 2b·k - c = 0. A float, or 0-dimensional on the device of `totals`: nothing waits for it.
     """
-
     a: Any = 0.0
     b: Any = 0.0
     c: Any = 0.0
@@ -3085,10 +3083,9 @@ def _limit(beta1: Sequence[float] | Tensor, totals: _Totals, clip: Any) -> Any:
         a = a + gg * (clip * (1 - beta)) ** 2
         b = b + pg * (clip * beta * (1 - beta))
         c = c + pp * (GROWTH_LIMIT - beta**2)
+    # No gradient, or no average to compare it with: no limit.
     if isinstance(totals, Tensor):
         a, b, c = a.sum(), b.sum(), c.sum()
-    # No gradient, or no average to compare it with: no limit.
-    if isinstance(a, Tensor):
         root: Any = torch.hypot(b, a.sqrt() * c.sqrt())
         factor = torch.where(b > 0, c / (b + root), (root - b) / a)
         return torch.where((a == 0) | (c == 0), torch.ones_like(a), factor).clamp(max=1.0)
