@@ -63,7 +63,7 @@ SEARCH_FACTOR = 10.0  # by which one look-ahead of the search may change the ste
 # to stay in the cache between operations and as many as make every thread (torch's grain is 2^15) take part, more
 # of large models, for fewer passes; elsewhere so many that the start of an operation does not count.
 CPU_THREAD_ELEMENTS = 1 << 15
-CPU_PASSES = 64  # from as many on, twice and then four times as many elements
+CPU_PASSES = 64  # beyond as many, six times as many elements, or four with `adam`, which has more temporaries
 DEVICE_ELEMENTS = 1 << 24
 
 # `compile` on CUDA: see `_Graphs`.
@@ -780,22 +780,21 @@ class Acme(Optimizer):
         trial.start = reading
 
     def _moments(self, trial: _Trial) -> list[list[Tensor]]:
-        """The sums of the first update; compiled, in the same pass as the look-ahead.
+        """The sums of the first update, in the same pass as the look-ahead.
 
-        That takes the limit as 1, as it nearly always is; otherwise `_look` goes there anew.
+        That takes the limit as 1, as it nearly always is; otherwise `_look` goes there anew. Compiled, the first step
+        takes each pass alone, so that all are compiled then.
         """
         options = self.param_groups[0]
         trial.looked = (
-            trial.compile
-            and options["t"] > 1  # for once each pass alone, so that all are compiled then
-            and trial.looks
+            trial.looks
+            and not (trial.compile and options["t"] == 1)
             and options["max_grad_norm"] is None
             and not trial.ahead_of_device
         )
         if not trial.looked:
             return [bucket.moments() for bucket in trial.buckets]
-        buckets = cast("list[_CompiledBucket]", trial.buckets)
-        return [bucket.moments_and_look(bucket.group["step_size"]) for bucket in buckets]
+        return [bucket.moments_and_look(bucket.group["step_size"]) for bucket in trial.buckets]
 
     def _fresh(self, found: list[tuple[dict[str, Any], str, Tensor]]) -> list[tuple[dict[str, Any], Tensor]]:
         """The parameters whose averages begin in this step, or perhaps do."""
@@ -1051,19 +1050,19 @@ class Acme(Optimizer):
             return group["step_size"] / alpha if alpha > 0 else 1.0
 
         gains = [_damping(bucket.group) * relative(bucket.group) for bucket in buckets]
-        # Compiled, with the leap in the same pass where that can be taken back from what is kept: for a better
-        # look-ahead and a limit of 1, as both nearly always are. Not where waiting for other ranks may fail.
+        # With the leap in the same pass, for a better look-ahead, as nearly all are; without adam and nesterov also
+        # with the second gradient, for a limit of 1. Otherwise it starts anew from what is kept. Not where waiting
+        # for other ranks may fail.
         searching = options["search_left"] > 0 and alpha > 0
-        leapt = (
-            trial.looked and trial.ranks is None and not (options["adam"] or options["nesterov"] or searching)
-        )
+        at_once = not (options["adam"] or options["nesterov"])
+        leapt = trial.looked and trial.ranks is None and not searching and (at_once or not trial.compile)
 
         def sums() -> list[list[Tensor]]:
             if not leapt:
                 return [bucket.moments_ahead(trial.factor) for bucket in buckets]
-            compiled = cast("list[_CompiledBucket]", buckets)
             return [
-                bucket.moments_and_leap(alpha * gain) for bucket, gain in zip(compiled, gains, strict=True)
+                bucket.moments_and_leap(alpha * gain, trial.factor)
+                for bucket, gain in zip(buckets, gains, strict=True)
             ]
 
         def leap_ahead(allowed: _Allowed) -> None:
@@ -1127,7 +1126,10 @@ class Acme(Optimizer):
             for bucket, gain in zip(buckets, gains, strict=True):
                 bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if used else None)
 
-        if not (trial.leapt or (leapt and used and factor1 == 1)):
+        if leapt and not (at_once or worse):
+            for bucket in buckets if used else ():
+                bucket.update_again(factor1)
+        elif not (trial.leapt or (leapt and used and factor1 == 1)):
             trial.part("leap by two", leap)
         applied = _damping(reference) * length
         if searching:
@@ -1390,7 +1392,7 @@ class _Plan:
         rows = [i for i, bucket in enumerate(self.buckets) if bucket.span is not None]
         self.span_rows = torch.tensor(rows, dtype=torch.int64, device=trial.device)
         self.places = torch.tensor(self.packed + self.spanned, dtype=torch.int64, device=trial.device)
-        self.scratch = _Scratch()
+        self.scratch = _Scratch(max((bucket.elements for bucket in self.buckets), default=0))
         for bucket in self.buckets:
             bucket.scratch = self.scratch
 
@@ -1405,14 +1407,18 @@ class _Plan:
             param, state = _local(owner), self.states[i]
             weight = group["asam"] and "weight" in name
             size = param.numel()
-            # Compiled, a span is a whole parameter however large.
-            most = sys.maxsize if captured else _elements_at_once(param.device, 0 if compile else self.total)
+            few, most = _elements_at_once(param.device, 0 if compile else self.total, group["adam"])
+            if captured:
+                few = most = sys.maxsize
             averages = [_local(state["exp_avg"])] + ([_local(state["exp_avg_sq"])] if group["adam"] else [])
             dense = all(average.stride() == param.stride() for average in averages) and (
                 torch.empty_like(param, device="meta").stride() == param.stride()
             )
-            if dense and size >= most // 2:
-                length = size if compile else most  # compiled, there are no temporaries to bound
+            if dense and size >= few // 2:
+                if compile:  # a span is a whole parameter however large: there are no temporaries to bound
+                    length = size
+                else:  # of small models as ever, whose numbers are on record bit by bit
+                    length = most if most == few else _equal_lengths(size, most)
                 starts = range(0, size, length)
                 spans += [
                     make(group, [owner], [state], weight, (k, min(k + length, size)), True) for k in starts
@@ -1517,6 +1523,7 @@ class _Bucket:
         elements = self._locals(owners)
         self.strides = list(map(_STRIDES, elements)) if ordered else []
         self.sizes = [tensor.numel() for tensor in elements]
+        self.elements = sum(self.sizes) if span is None else span[1] - span[0]
         self.vectors = all(tensor.ndim == 1 for tensor in elements)
         self.views: dict[int, Tensor] = {}  # of a span, the elements of what lies at an address
         self.buffers: dict[str, Tensor] = {}  # of a span on the CPU, kept from step to step
@@ -1536,13 +1543,14 @@ class _Bucket:
         self.dtype = self.m[0].dtype
         self.beta1, _ = self.group["betas"]
         self.factors = _factors(self.group, self.dtype)
-        self.length = sum(self.sizes) if self.span is None else self.span[1] - self.span[0]
         self.weights: Tensor | None = None  # where the step starts, once saved
         self.packed_gradient: Tensor | None = None  # of this evaluation
         self.largest: Tensor | None = None  # of a pack, each parameter's largest magnitude in the gradient
         self.g0: Tensor | None = None  # the gradient at the start, where it is not that of the first update
         self.kept: Tensor | None = None  # the gradient of the first update, kept over the look-ahead ...
         self.pending: Tensor | None = None  # ... or the average that it makes
+        self.updated = False  # the averages have taken that gradient
+        self.climbing = False  # T²·s lies where the parameters are, until the climb
         self.slope: Tensor | None = None  # Σ d·g0 of a look-ahead that was taken with the sums
 
     def end(self) -> None:
@@ -1575,19 +1583,22 @@ class _Bucket:
             return tensors[0].flatten().clone()
         return torch.cat(tensors) if self.vectors else torch._C._nn.flatten_dense_tensors(tensors)
 
-    def keep(self, name: str, tensor: Tensor, scratch: bool = False) -> Tensor:
-        """A copy that outlives the evaluations; of a pack, `tensor` is one already, if it is not `scratch` memory.
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy that outlives the evaluations; of a pack, `tensor` is one already."""
+        return tensor if self.span is None else self.memory(name, tensor.dtype).copy_(tensor)
 
-        On the CPU, its memory is kept from step to step (the system is slow to give it): what the evaluation at
-        the look-ahead point has to get by with anyway, which is where the most is in use.
+    def memory(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory that outlives the evaluations.
+
+        On the CPU, it is kept from step to step (the system is slow to give it): what the evaluation at the
+        look-ahead point has to get by with anyway, which is where the most is in use.
         """
-        if self.span is None and not scratch:
-            return tensor
-        if tensor.device.type != "cpu":
-            return tensor if scratch else tensor.clone()
-        if name not in self.buffers or self.buffers[name].dtype != tensor.dtype:
-            self.buffers[name] = torch.empty_like(tensor)
-        return self.buffers[name].copy_(tensor)
+        device = self.m[0].device
+        if device.type != "cpu":
+            return torch.empty(self.elements, dtype=dtype, device=device)
+        if name not in self.buffers or self.buffers[name].dtype != dtype:
+            self.buffers[name] = torch.empty(self.elements, dtype=dtype)
+        return self.buffers[name]
 
     def write(self, tensors: list[Tensor], values: Tensor) -> None:
         """The inverse of `read`, into the tensors."""
@@ -1640,8 +1651,10 @@ class _Bucket:
         """The averages after the first update; `commit`: in place, where they are free to be changed further."""
         if self.pending is not None:
             return self.pending, None
-        assert self.kept is not None
         m, v = self.averages()
+        if self.updated:
+            return m, v
+        assert self.kept is not None
         return _updated(self.factors, m, v, self.of_state(self.kept), factor, self.room, commit)
 
     def keep_averages(self, m: Tensor, v: Tensor | None) -> None:
@@ -1649,12 +1662,16 @@ class _Bucket:
         if v is not None:
             self.write(self.v, v)
 
+    def room_for_average(self, use: str, wide: bool = False) -> Tensor:
+        """`room`, of the average that outlives the look-ahead's evaluation."""
+        return self.memory("average", self.dtype) if use == "m" else self.room(use, wide)
+
     # Arithmetic -----------------------------------------------------------------------------------------
 
     def room(self, use: str, wide: bool = False) -> Tensor:
         """Uninitialised memory of this bucket's length, in the averages' precision or (`wide`) that of sums."""
         device = self.m[0].device
-        return self.scratch.get(use, self.length, _sum_dtype(device) if wide else self.dtype, device)
+        return self.scratch.get(use, self.elements, _sum_dtype(device) if wide else self.dtype, device)
 
     def moments(self) -> list[Tensor]:
         """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g of the gradient as it is now: float64, 0-dimensional.
@@ -1669,8 +1686,8 @@ class _Bucket:
         """The same with the averages after the first update."""
         return self._moments(*self.averages_ahead(factor), self.gradient())
 
-    def _moments(self, m: Tensor, v: Tensor | None, g: Tensor) -> list[Tensor]:
-        sums, square = _moments(self.factors, m, v, g, self.room)
+    def _moments(self, m: Tensor, v: Tensor | None, g: Tensor, divisor: Tensor | None = None) -> list[Tensor]:
+        sums, square = _moments(self.factors, m, v, g, self.room, divisor)
         if square is None:
             if self.group["max_grad_norm"] is not None:
                 square = _dot(g, g, self.room)
@@ -1702,17 +1719,32 @@ class _Bucket:
         """‖T·s‖², nothing, and Σ g·g twice: what the start of an ASAM step needs, in the places of `moments`."""
         g = self.gradient()
         self._note_largest(g)
-        scaled, _ = self.scaled_ascent()
-        square = _dot(g, g, self.room)
-        return [_dot(scaled, scaled, self.room), self.trial.nothing, square, square]
+        scaled, scales = self.scaled_ascent()
+        norm, square = _dot(scaled, scaled, self.room), _dot(g, g, self.room)
+        if self.span is not None and self.params[0].dtype == self.dtype:
+            self._leave_start()
+            there = self.read(self.params)
+            if scales is None:
+                there.copy_(scaled)
+            else:
+                torch.mul(scaled, scales, out=there)
+            self.climbing = True
+        return [norm, self.trial.nothing, square, square]
+
+    def _leave_start(self) -> None:
+        """Keep the weights and, for the look-ahead, the gradient where the step starts."""
+        self.save_weights()
+        if self.trial.looks:
+            self.g0 = self.keep("start", self.gradient())
 
     # The parts of a step --------------------------------------------------------------------------------
 
     def climb(self, size: float | Tensor) -> None:
         """Move to ASAM's point, `size`·T²·s uphill, from where the step starts."""
-        self.save_weights()
-        if self.trial.looks:
-            self.g0 = self.keep("start", self.gradient())
+        if self.climbing:
+            self.place(self.read(self.params), -size)
+            return
+        self._leave_start()
         scaled, scales = self.scaled_ascent()
         self.place(scaled if scales is None else scaled.mul_(scales), -size)
 
@@ -1731,22 +1763,63 @@ class _Bucket:
 
         What the update of the averages takes is kept: the new average where that is all, else the gradient.
         """
+        slope = self._look(size, factor)
+        if not self.group["nesterov"]:
+            self.g0 = None
+        return slope
+
+    def moments_and_look(self, size: float) -> list[Tensor]:
+        """`moments` and `look` at once, by the gradient itself; Σ d·g0 is left in `slope`."""
+        sums = self.moments()
+        self.slope = self._look(size, 1.0)
+        return sums
+
+    def _look(self, size: float, factor: float | Tensor) -> Tensor | None:
         adam, asam, nesterov = (self.group[name] for name in ("adam", "asam", "nesterov"))
         slope = None
         self.save_weights()
         gradient = self.gradient()
-        m, v = _updated(self.factors, *self.averages(), gradient, factor, self.room)
+        kept = adam or nesterov
+        room = self.room if kept else self.room_for_average
+        m, v = _updated(self.factors, *self.averages(), gradient, factor, room)
         direction, scale = _direction(self.factors, m, v, self.room)
         if adam or asam:
             slope = _dot(direction, gradient if self.g0 is None else self.g0, self.room) * scale
-        if adam or nesterov:
+        if kept:
             self.kept = self.keep("gradient", self.raw_gradient())
-            if not nesterov:
-                self.g0 = None
         else:
-            self.pending, self.g0 = self.keep("average", m, scratch=True), None
+            self.pending = m
         self.place(direction, size * scale)
         return slope
+
+    def moments_and_leap(self, size: float, factor: float | Tensor) -> list[Tensor]:
+        """`moments_ahead`, and `leap_by_two` after a better look-ahead that no limit holds back.
+
+        Where the averages cannot be told from what is kept afterwards, they take the first gradient only.
+        """
+        m, v = self.averages_ahead(factor, commit=True)
+        gradient = self.gradient()
+        divisor = None if v is None else _denominator(self.factors, v, self.room)
+        sums = self._moments(m, v, gradient, divisor)
+        self.move(m, v, size, gradient if self.group["nesterov"] else None, 1.0, divisor)
+        if self.pending is None:
+            self.updated = True
+        else:
+            m, v = self._updated_again(m, v, 1.0)
+        self.keep_averages(m, v)
+        return sums
+
+    def update_again(self, factor: float) -> None:
+        """Update the averages, which have taken the first gradient, with `factor` times that of now."""
+        self.keep_averages(*self._updated_again(*self.averages(), factor))
+
+    def _updated_again(self, m: Tensor, v: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
+        """The averages after the second update, in place but for those that are kept."""
+        gradient = self.gradient()
+        if self.pending is None:
+            return _updated(self.factors, m, v, gradient, factor, self.room, commit=True)
+        there = None if self.span is None else self.read(self.m)
+        return torch.lerp(m, _times(gradient, factor, self.room("g")), self.factors.rest1, out=there), None
 
     def leap_by_two(
         self,
@@ -1769,13 +1842,12 @@ class _Bucket:
         """
         assert used is None and good is None
         m, v = self.averages_ahead(factor, commit=True)
-        gradient = self.gradient()
         nesterov = None
         if self.group["nesterov"]:
-            nesterov = self.start_gradient() if worse else gradient
+            nesterov = self.start_gradient() if worse else self.gradient()
         self.move(m, v, size, nesterov, clip)
         if factor1 is not None:
-            m, v = _updated(self.factors, m, v, gradient, factor1, self.room, commit=True)
+            m, v = self._updated_again(m, v, factor1)
         self.keep_averages(m, v)
 
     def give_up(self, factor: float | Tensor) -> None:
@@ -1809,40 +1881,47 @@ class _Bucket:
         `bounded`: what 16 bits, or with Nesterov's term any dtype, cannot hold becomes its largest number. A trial
         point may overflow: its loss says so.
         """
-        there = self.read(self.params)
-        start = there if self.weights is None else self.weights
+        start = self.read(self.params) if self.weights is None else self.weights
         if isinstance(size, Tensor):
             moved = torch.addcmul(self.of_state(start), direction, size.to(self.dtype), value=-1)
         else:
             most = torch.finfo(self.dtype).max
             size = max(-most, min(size, most))
             if self.span is not None and start.dtype == self.dtype:
-                moved = torch.add(start, direction, alpha=-size, out=there)
+                moved = torch.add(start, direction, alpha=-size, out=self.read(self.params))
             else:
                 moved = torch.add(self.of_state(start), direction, alpha=-size)
         if weight_decay:
             moved.mul_(1 - weight_decay)
         # Nesterov's last term takes a gradient that no limit bounds: times the step size it may be anything.
-        if bounded and (moved.dtype != there.dtype or self.group["nesterov"]):
-            most = torch.finfo(there.dtype).max
+        if bounded and (moved.dtype != start.dtype or self.group["nesterov"]):
+            most = torch.finfo(start.dtype).max
             moved.clamp_(-most, most)
         self.write(self.params, moved)
 
     def move(
-        self, m: Tensor, v: Tensor | None, size: float, nesterov: Tensor | None, clip: float | Tensor
+        self,
+        m: Tensor,
+        v: Tensor | None,
+        size: float,
+        nesterov: Tensor | None,
+        clip: float | Tensor,
+        divisor: Tensor | None = None,
     ) -> None:
         """Put the parameters `size` along d, decayed; with `nesterov`, its term takes that gradient times `clip`."""
         if nesterov is not None:
             m = _with_nesterov(self.factors, m, nesterov, clip, self.room)
-        direction, scale = _direction(self.factors, m, v, self.room)
+        direction, scale = _direction(self.factors, m, v, self.room, divisor)
         self.place(direction, size * scale, size * self.group["weight_decay"], bounded=True)
 
 
 class _Scratch:
     """Memory for a pass's intermediate results; on the CPU the same for all passes, so that it stays in the cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.views: dict[tuple[str, torch.dtype, int], Tensor] = {}  # of these, of the lengths asked for
         self.vectors: dict[Any, Tensor] = {}
 
     def vector(self, values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -1857,12 +1936,12 @@ class _Scratch:
     def get(self, use: str, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         if device.type != "cpu":
             return torch.empty(length, dtype=dtype, device=device)
-        buffer = self.buffers.get((use, dtype))
-        if buffer is None or len(buffer) < length:
-            buffer = self.buffers[use, dtype] = torch.empty(
-                max(length, _elements_at_once(device)), dtype=dtype
-            )
-        return buffer if len(buffer) == length else buffer[:length]
+        view = self.views.get((use, dtype, length))
+        if view is None:
+            if (use, dtype) not in self.buffers:
+                self.buffers[use, dtype] = torch.empty(self.longest, dtype=dtype)
+            view = self.views[use, dtype, length] = self.buffers[use, dtype][:length]
+        return view
 
 
 class _Factors(NamedTuple):
@@ -1932,11 +2011,13 @@ def _denominator(c: _Factors, v: Tensor, room: _Room) -> Tensor:
     return result.add_(c.epsilon)
 
 
-def _direction(c: _Factors, m: Tensor, v: Tensor | None, room: _Room) -> tuple[Tensor, Any]:
-    """d = m / D as a tensor and a factor."""
+def _direction(
+    c: _Factors, m: Tensor, v: Tensor | None, room: _Room, divisor: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """d = m / D as a tensor, in place of `divisor`, and a factor."""
     if v is None:
         return m, 1 / c.correction1
-    divisor = _denominator(c, v, room)
+    divisor = _denominator(c, v, room) if divisor is None else divisor
     return torch.div(m, divisor, out=divisor), 1.0
 
 
@@ -1968,16 +2049,24 @@ def _wide_dot(left: Tensor, right: Tensor, room: _Room) -> Tensor:
 
 
 def _moments(
-    c: _Factors, m: Tensor, v: Tensor | None, g: Tensor, room: _Room
+    c: _Factors, m: Tensor, v: Tensor | None, g: Tensor, room: _Room, divisor: Tensor | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Σ m·g/D, Σ m·m/D, Σ g·g/D and, where it comes without a further sum, Σ g·g: float64, 0-dimensional."""
+    """Σ m·g/D, Σ m·m/D, Σ g·g/D and, where it comes without a further sum, Σ g·g: float64, 0-dimensional.
+
+    `divisor`: D, where it is known, and is to be left.
+    """
     if v is not None:
-        root = _denominator(c, v, room).rsqrt_()
+        if divisor is None:
+            root = _denominator(c, v, room).rsqrt_()
+        else:
+            root = torch.rsqrt(divisor, out=room("root"))
         m, g = torch.mul(m, root, out=room("scaled")), torch.mul(g, root, out=root)
     wide_m, wide_g = _widened(m, room), _widened(g, room, "wide too")
     sums = tuple(_wide_dot(a, b, room) for a, b in ((wide_m, wide_g), (wide_m, wide_m), (wide_g, wide_g)))
     if v is not None:
         return sums, None
+    if not isinstance(c.correction1, Tensor) and c.correction1 == 1:
+        return sums, sums[2]
     return tuple(total / c.correction1 for total in sums), sums[2]
 
 
@@ -2246,15 +2335,6 @@ class _CompiledBucket(_Bucket):
             vector = torch.stack([a.to(self.dtype) if isinstance(a, Tensor) else b for a, b in pairs])
         return vector
 
-    def memory(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory that outlives the evaluations; see `keep`."""
-        device = self.m[0].device
-        if device.type != "cpu":
-            return torch.empty(self.length, dtype=dtype, device=device)
-        if name not in self.buffers or self.buffers[name].dtype != dtype:
-            self.buffers[name] = torch.empty(self.length, dtype=dtype)
-        return self.buffers[name]
-
     def bounded(self, size: float) -> float:
         most = torch.finfo(self.dtype).max
         return max(-most, min(size, most))
@@ -2299,19 +2379,15 @@ class _CompiledBucket(_Bucket):
         self.write(self.params, there)
         self.keep_averages(m, v)
 
-    def look(self, size: float, factor: float | Tensor) -> Tensor | None:
-        slope = self._look(_pass_look, size, factor)
-        if not self.group["nesterov"]:
-            self.g0 = None
-        return slope
+    def _look(self, size: float, factor: float | Tensor) -> Tensor | None:
+        return self._run_look(_pass_look, size, factor)
 
     def moments_and_look(self, size: float) -> list[Tensor]:
-        """`moments` and `look` at once, by the gradient itself; Σ d·g0 is left in `slope`."""
-        sums, self.slope = self._look(_pass_moments_and_look, size, 1.0)
+        sums, self.slope = self._run_look(_pass_moments_and_look, size, 1.0)
         self._note_largest(self.raw_gradient())
         return sums
 
-    def _look(self, arithmetic: Callable[..., _Result], size: float, factor: float | Tensor) -> _Result:
+    def _run_look(self, arithmetic: Callable[..., _Result], size: float, factor: float | Tensor) -> _Result:
         adam, asam, nesterov = (self.group[name] for name in ("adam", "asam", "nesterov"))
         save = not self.group["asam"]  # which has saved them before it climbed
         if save:
@@ -2338,8 +2414,7 @@ class _CompiledBucket(_Bucket):
         m, v = self.averages() if self.pending is None else (self.pending, None)
         return self.run(_pass_moments_ahead, self.vector(factor), m, v, self.kept, self.raw_gradient())
 
-    def moments_and_leap(self, size: float) -> list[Tensor]:
-        """`moments_ahead`, and `leap_by_two` after a better look-ahead that no limit holds back."""
+    def moments_and_leap(self, size: float, factor: float | Tensor) -> list[Tensor]:
         assert self.pending is not None
         m, _ = self.averages()
         there = self.target()
@@ -2402,7 +2477,7 @@ class _CapturedBucket(_CompiledBucket):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         # Behind the parameters are zeros, which stay zero in all that is computed.
-        self.padded = -(-sum(self.sizes) // ROWS) * ROWS
+        self.elements = -(-sum(self.sizes) // ROWS) * ROWS
         self.pieces: dict[Any, Tensor] = {}
         self.shapes: dict[int, list[Tensor]] = {}  # of the piece at an address, each parameter's part
         self.addresses = list(map(_ADDRESS, self.owners))
@@ -2415,10 +2490,6 @@ class _CapturedBucket(_CompiledBucket):
             for state, part in zip(self.states, parts, strict=True):
                 state[key] = part
             self.averages_of[key] = piece, parts
-
-    def begin(self, trial: _Trial) -> None:
-        super().begin(trial)
-        self.length = self.padded
 
     def undo(self) -> None:
         super().undo()
@@ -2439,7 +2510,7 @@ class _CapturedBucket(_CompiledBucket):
     def piece(self, name: str, dtype: torch.dtype) -> Tensor:
         """Memory for all the parameters, one-dimensional, the same every time."""
         if (name, dtype) not in self.pieces:
-            piece = torch.zeros(self.padded, dtype=dtype, device=self.owners[0].device)
+            piece = torch.zeros(self.elements, dtype=dtype, device=self.owners[0].device)
             starts = chain([0], accumulate(self.sizes))
             self.pieces[name, dtype] = piece
             self.shapes[piece.data_ptr()] = [
@@ -2657,14 +2728,18 @@ def _capture(device: torch.device, pool: Any, work: Callable[[], _Result]) -> tu
     return result, graph
 
 
-def _elements_at_once(device: torch.device, total: int = 0) -> int:
-    """How many of `total` elements a pass takes."""
-    if device.type == "cpu":
-        few = at_once = CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
-        while at_once < 4 * few and total > CPU_PASSES * at_once:
-            at_once *= 2
-        return at_once
-    return DEVICE_ELEMENTS
+def _elements_at_once(device: torch.device, total: int, adam: bool) -> tuple[int, int]:
+    """How many elements a pass takes at least, where they lie together, and at most; of `total`."""
+    if device.type != "cpu":
+        return DEVICE_ELEMENTS, DEVICE_ELEMENTS
+    few = CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
+    return few, few if total <= CPU_PASSES * few else few * (4 if adam else 6)
+
+
+def _equal_lengths(size: int, most: int) -> int:
+    """The length of as few equal parts of `size` elements as are no longer than `most`, but for rounding."""
+    parts = -(-size // most)
+    return -(-size // parts // 64) * 64  # whole cache lines, and vectors
 
 
 def _elements(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -23,6 +23,7 @@ from common import (
 
 from acme import Acme, Decision
 
+pytestmark = pytest.mark.usefixtures("passes")
 bad_values = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 places = pytest.mark.parametrize("place", ["loss", "gradient"])
 
