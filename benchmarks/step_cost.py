@@ -4,7 +4,7 @@ Every optimizer steps on the same parameters and gradients, in turns; the closur
 leave the gradients as they are, so that the time is the optimizer's own. ACME's two losses are such that the
 look-ahead is the better point: the case that costs most, since the second gradient enters the averages as well.
 
-    python benchmarks/step_cost.py [--device cuda] [--repeats 5] [--sets wrn gpt small]
+    python benchmarks/step_cost.py [--device cuda] [--repeats 15] [--sets wrn gpt small]
 
 Columns: `ms`, the median over the repetitions; `ratio` to the peer in `peer` (the target where there is one);
 `ns_per_param`; `copies`, how many times the parameters' size the arithmetic has to read or write at least, by
@@ -307,7 +307,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each optimizer (5)")
+    parser.add_argument("--repeats", type=int, default=15, help="timed steps of each optimizer (15)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="parameter sets (all)")
     options = parser.parse_args()
     begin = time.perf_counter()
