@@ -1,4 +1,5 @@
-"""`Acme(..., compile=True)` on CUDA captures its work and replays it. Here on the CPU, with a stand-in for the graphs.
+"""`Acme` as it goes on CUDA, here on the CPU: it reads the sums of a step at its end, and with `compile=True` it captures
+its work and replays it, with a stand-in for the graphs.
 
 The stand-in knows what a CUDA graph knows: the operations and the tensors they read and wrote when they were captured,
 and nothing of the Python around them. tests/acme/test_cuda.py has the same with real graphs.
@@ -95,12 +96,28 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acme, "ROW_DEVICES", ("cpu",))
 
 
-class CapturedWithAcme(WithAcme):
-    compile, steps = True, 30
+class DeferredWithAcme(WithAcme):
+    deferred, steps = True, 30
 
 
-class CapturedWithoutAcme(WithoutAcme):
-    compile, steps = True, 30
+class DeferredWithoutAcme(WithoutAcme):
+    deferred, steps = True, 30
+
+
+class CapturedWithAcme(DeferredWithAcme):
+    compile = True
+
+
+class CapturedWithoutAcme(DeferredWithoutAcme):
+    compile = True
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("machine", [DeferredWithAcme, DeferredWithoutAcme])
+def test_histories_as_it_is(machine, passes, monkeypatch) -> None:
+    """Without `compile`, nothing is captured, and the host still reads a step's losses and sums only once."""
+    monkeypatch.setattr(test_fuzz, "EXAMPLES", test_fuzz.EXAMPLES // 10)
+    test_fuzz.test_histories(machine)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -89,9 +89,9 @@ class Landscape:
 
 
 class History(RuleBasedStateMachine):
-    """The rules; `acme` is set by the two classes below, `compile` by those in test_captured.py."""
+    """The rules; `acme` is set by the two classes below, the others by those in test_captured.py."""
 
-    acme = compile = False
+    acme = compile = deferred = False  # deferred: reading is put off to the end of a step, as on CUDA
     steps = 7
 
     @initialize(bits=st.integers(0, 31), draw=numbers, lr=st.integers(-6, 6), how=st.integers(0, 3))
@@ -222,7 +222,7 @@ class History(RuleBasedStateMachine):
                     loss = closure()
                 optimizer.leap(loss)
             loss = first
-        taken_anew = self.compile and calls > optimizer.report.evaluations  # where a gradient became zero
+        taken_anew = self.deferred and calls > optimizer.report.evaluations  # where a gradient became zero
         assert calls - optimizer.report.evaluations in (
             0,
             taken_anew * (1 + self.acme + self.options["asam"]),
@@ -247,7 +247,7 @@ class History(RuleBasedStateMachine):
             kind = TAME[draw % len(TAME)]
         lie = 1.0 if draw % 4 or not self.acme else [-1.0, 100.0, 1e-3, -1e-6][draw // 4 % 4]
         missing = missing if draw % 5 == 0 else 0
-        zero = (draw >> 9) % 16 if draw % 7 == 0 and not (self.compile and spoiled) else 0
+        zero = (draw >> 9) % 16 if draw % 7 == 0 and not (self.deferred and spoiled) else 0
         landscape = Landscape(kind, draw, lie, missing, zero)
 
         def spoil(number, loss, params):
@@ -284,8 +284,8 @@ class History(RuleBasedStateMachine):
         elif spoiled is None:
             for i, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
                 assert not missing >> i & 1 or torch.equal(old, new), "no gradient, no movement"
-        # Captured, the first steps after loading are taken another way, equal but for rounding.
-        if twin is not None and not self.compile:
+        # Deferred, the first steps after loading are taken another way, equal but for rounding.
+        if twin is not None and not self.deferred:
             torch.set_rng_state(before[3])
             self.run(*twin, *arguments)
             assert self.same(after, self.photograph(*twin)), "a loaded optimizer goes on bit for bit"
@@ -386,7 +386,7 @@ def test_histories(machine) -> None:
     wanted: list = [(machine.acme, bool(b & 1), bool(b & 2), bool(b & 4)) for b in range(8)]
     wanted += [str(dtype) for dtype in DTYPES]
     wanted += ["FloatingPointError", "RuntimeError", "KeyboardInterrupt", "wrong loss", "wrong order"]
-    wanted += ["continued after loading"] * (not machine.compile)
+    wanted += ["continued after loading"] * (not machine.deferred)
     wanted += [
         f"{what} at evaluation {call}"
         for what in ("loss", "gradient", "error", "interrupt")
