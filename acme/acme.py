@@ -1126,7 +1126,7 @@ class Acme(Optimizer):
             for bucket, gain in zip(buckets, gains, strict=True):
                 bucket.leap_by_two(length * gain, trial.factor, worse, clip, factor1 if used else None)
 
-        if leapt and not (at_once or worse):
+        if leapt and not (at_once or worse):  # only the second gradient is left
             for bucket in buckets if used else ():
                 bucket.update_again(factor1)
         elif not (trial.leapt or (leapt and used and factor1 == 1)):
@@ -1520,11 +1520,11 @@ class _Bucket:
         self.span = span
         self.ordered = ordered  # in the order of the parameters' memory, else that of their indices
         self.sharded = any(_is_dtensor(owner) for owner in owners)
-        elements = self._locals(owners)
-        self.strides = list(map(_STRIDES, elements)) if ordered else []
-        self.sizes = [tensor.numel() for tensor in elements]
+        params = self._locals(owners)
+        self.strides = list(map(_STRIDES, params)) if ordered else []
+        self.sizes = [param.numel() for param in params]
         self.elements = sum(self.sizes) if span is None else span[1] - span[0]
-        self.vectors = all(tensor.ndim == 1 for tensor in elements)
+        self.vectors = all(param.ndim == 1 for param in params)
         self.views: dict[int, Tensor] = {}  # of a span, the elements of what lies at an address
         self.buffers: dict[str, Tensor] = {}  # of a span on the CPU, kept from step to step
         self.scratch: _Scratch
