@@ -2729,7 +2729,7 @@ def _capture(device: torch.device, pool: Any, work: Callable[[], _Result]) -> tu
 
 
 def _elements_at_once(device: torch.device, total: int, adam: bool) -> tuple[int, int]:
-    """How many elements a pass takes at least, where they lie together, and at most; of `total`."""
+    """How many elements a pass takes of a small model, where half of them are a span, and of one of `total`."""
     if device.type != "cpu":
         return DEVICE_ELEMENTS, DEVICE_ELEMENTS
     few = CPU_THREAD_ELEMENTS * max(torch.get_num_threads(), 2)
