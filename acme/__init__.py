@@ -1,5 +1,8 @@
-"""ACME: a PyTorch optimizer that finds its own step size."""
+"""ACME: an optimizer that finds its own step size."""
 
-from .acme import Acme, Adaptation, Decision, Report, adapt, get_polynomial_multi_avg_fn, search
+from .acme import Acme, Adaptation, Decision, Measured, Move, Report, adapt, search
+from .averaging import get_polynomial_multi_avg_fn
 
-__all__ = ["Acme", "Adaptation", "Decision", "Report", "adapt", "get_polynomial_multi_avg_fn", "search"]
+__all__ = [
+    "Acme", "Adaptation", "Decision", "Measured", "Move", "Report", "adapt", "get_polynomial_multi_avg_fn", "search",
+]  # fmt: skip

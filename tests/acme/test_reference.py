@@ -60,7 +60,7 @@ def problem(name: str):
     return model, x, y
 
 
-@pytest.mark.usefixtures("passes")
+
 @pytest.mark.parametrize("number", range(len(INDEX)))
 def test_trajectory(number: int) -> None:
     run = INDEX[number]
