@@ -31,6 +31,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -165,7 +166,9 @@ def _table(l0: Tensor, l1: Tensor, p0: Tensor, p1: Tensor, alpha: Tensor, beta1:
     stay = torch.where(better, alpha, none)
     # The rise of the loss in units of a slope, bounded so that its square is finite.
     scale = torch.maximum(p0.abs(), p1.abs())
-    rise, rise0, rise1 = ((l1 - l0) / alpha / torch.stack([scale, p0, -p1])).clamp(-1e100, 1e100)
+    rise, rise0, rise1 = (
+        ((l1 - l0) / alpha / torch.stack([scale, p0, -p1])).nan_to_num(0.0).clamp(-1e100, 1e100)
+    )
     inside = torch.nextafter(alpha, none)
     minimum = torch.minimum(alpha * _cubic_minimiser(rise, p0 / scale, p1 / scale), inside)
     ahead = alpha * ((1 - 2 * rise1) / (2 - 2 * rise1))
@@ -325,11 +328,15 @@ def _clip(square: Tensor, max_norm: float | None) -> Tensor:
 # not have, or what the host knows to be without effect.
 
 
-def _sums(c: _Numbers, m: Tensor, v: Any, g: Tensor, ahead: Any, *, norm: bool) -> tuple[Tensor, ...]:
-    """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g (with `norm`, else 0).
+def _sums(
+    c: _Numbers, m: Tensor, v: Any, g: Tensor, ahead: Any, kept: Any, *, norm: bool
+) -> tuple[Tensor, ...]:
+    """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g (with `norm`, else 0); kept ← g.
 
     With a gradient `ahead`, they are its own sums, and those of the averages as updated with `g`.
     """
+    if kept is not None:
+        kept.copy_(g)
     g = g.to(m.dtype)
     if ahead is not None:
         m, v = _updated(m, v, g, c[:4])
@@ -403,10 +410,11 @@ def _leap(
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A stage, or a function of a few numbers, compiled for tensors of any length."""
-    more = inspect.signature(torch.compile).parameters.keys() & {
-        "recompile_limit"
-    }  # one for each mode and dtype
-    return torch.compile(function, dynamic=True, fullgraph=True, **dict.fromkeys(more, 64))
+    options: dict[str, Any] = {"dynamic": True, "fullgraph": True}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options["recompile_limit"] = 64  # each mode and dtype is a compilation of its own
+    compiled: Callable[..., Any] = torch.compile(function, **options)
+    return compiled
 
 
 # Blocks --------------------------------------------------------------------------------------------------------
@@ -443,7 +451,9 @@ class _Block:
         """Memory of this block's length that is kept from step to step."""
         if name not in self.rooms or self.rooms[name].dtype != dtype:
             flat = self.rooms[name] = torch.zeros(self.length, dtype=dtype, device=self.device)
-            forms = zip(flat[: sum(self.sizes)].split(self.sizes), self.forms, self.strides, strict=True)
+            forms = zip(
+                torch.split(flat[: sum(self.sizes)], self.sizes), self.forms, self.strides, strict=True
+            )
             self.views[name] = [part.as_strided(shape, strides) for part, (shape, _), strides in forms]
         return self.rooms[name]
 
@@ -455,14 +465,7 @@ class _Block:
             if not begun or key not in state.get(param, ()):
                 self.fresh.append((key, i))
                 continue
-            average = state[param][key]
-            if (average.shape, average.dtype) != (param.shape, self.dtype):
-                raise ValueError(
-                    f"Invalid state {key!r} of a parameter of shape {tuple(param.shape)} and dtype {param.dtype}: it "
-                    f"has shape {tuple(average.shape)} and dtype {average.dtype} (expected {self.dtype} of that shape: "
-                    "resize or convert the state along with the parameter, or make a new optimizer)"
-                )
-            self.views[key][i].copy_(_local(average))
+            self.views[key][i].copy_(_local(state[param][key]))
 
     def each(self) -> Iterator[tuple[Tensor, str, Any]]:
         """Each parameter, and the name and the entry of each of its averages."""
@@ -473,7 +476,9 @@ class _Block:
         """Whether parameters and averages are still those that it was made of."""
         self.locals = list(map(_local, self.params)) if _is_dtensor(self.params[0]) else self.params
         first, none = self.locals[0], dict[str, Any]()
-        same = [(local.shape, local.stride()) for local in self.locals] == self.forms and not self.waits
+        same = [(local.shape, local.stride()) for local in self.locals] == self.forms and (
+            not self.waits or self.group["capturable"]
+        )
         same = same and (first.device, _state_dtype(first.dtype)) == (self.device, self.dtype)
         return same and all(state.get(param, none).get(key) is entry for param, key, entry in self.each())
 
@@ -483,12 +488,12 @@ class _Block:
         torch._foreach_copy_(self.views[name], tensors)
         return flat
 
-    def gradient(self, keep: str | None) -> Tensor:
-        """The gradient as it is now, a missing one as zero; in the room `keep` it outlives the next evaluation."""
+    def gradient(self, keep: str | None) -> tuple[Tensor, Tensor | None]:
+        """The gradient as it is now, and where a stage has to copy it, so that in the room `keep` it outlives the next."""
         found = self.gradients()
-        if keep is None and self.alone and found[0].stride() == self.strides[0]:
-            return _flat(found[0])
-        return self.gather(keep or "latest", found)
+        if self.alone and found[0].stride() == self.strides[0]:
+            return _flat(found[0]), self.room(keep, found[0].dtype) if keep else None
+        return self.gather(keep or "latest", found), None
 
     def gradients(self) -> list[Tensor]:
         pairs = zip(self.params, self.locals, strict=True)
@@ -502,16 +507,13 @@ class _Block:
     def averages(self) -> tuple[Tensor, Tensor | None]:
         return self.rooms["exp_avg"], self.rooms.get("exp_avg_sq")
 
-    def move(self, stage: Callable[[Tensor], Any], room: str) -> Any:
-        """What a stage returns that puts weights where they lie, or into a room from which they are written back."""
-        if self.alone:
-            return stage(_flat(self.locals[0]))
-        result = stage(self.room(room, self.locals[0].dtype))
-        self.write(room)
-        return result
+    def target(self, room: str) -> Tensor:
+        """Where a stage puts weights: where they lie, or a room from which `write` puts them back."""
+        return _flat(self.locals[0]) if self.alone else self.room(room, self.locals[0].dtype)
 
-    def write(self, room: str) -> None:
-        torch._foreach_copy_([local.detach() for local in self.locals], self.views[room])
+    def write(self, room: str, back: bool = False) -> None:
+        if back or not self.alone:
+            torch._foreach_copy_([local.detach() for local in self.locals], self.views[room])
 
 
 def _lies_alone(local: Tensor) -> bool:
@@ -541,45 +543,58 @@ class _Surroundings:
         self.constant: Any = (
             WeakTensorKeyDictionary()
         )  # versions of large buffers that an evaluation has left alone
-        self.large: list[tuple[Tensor, int]] = []
 
     def save(self, moment: str, devices: list[torch.device]) -> None:
         if _is_capturing(devices):
             return
-        states = [torch.get_device_module(device).get_rng_state(device) for device in devices]
+        states = [_rng(device).get_rng_state(*_index(device)) for device in devices]
         modules = dict.fromkeys(module for root in self.modules for module in root.modules())
         owners = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items()]
         buffers = [buffer for *_, buffer in owners if buffer is not None and _is_writable(buffer)]
-        buffers = [b for b in buffers if b.numel() < LARGE_BUFFER or self.constant.get(b) != b._version]
-        self.large = [(b, b._version) for b in buffers if b.numel() >= LARGE_BUFFER]
-        copies = [buffer.clone() for buffer in buffers]
-        self.saved[moment] = torch.get_rng_state(), devices, states, owners, buffers, copies
+        changing = [b for b in buffers if b.numel() < LARGE_BUFFER or self.constant.get(b) != b._version]
+        copies = [(buffer, buffer.clone(), buffer._version) for buffer in changing]
+        self.saved[moment] = [torch.get_rng_state(), devices, states, owners, copies]
 
     def learn(self) -> None:
-        """After an evaluation: which of the large buffers it has left as they were."""
-        self.constant.update(
-            (buffer, version) for buffer, version in self.large if buffer._version == version
-        )
+        """After the first evaluation: the large buffers that it has left as they were need no copies."""
+        if "before" in self.saved:
+            copies = self.saved["before"][-1]
+            same = [
+                (b, version)
+                for b, _, version in copies
+                if b.numel() >= LARGE_BUFFER and b._version == version
+            ]
+            self.constant.update(same)
+            self.saved["before"][-1] = [entry for entry in copies if self.constant.get(entry[0]) != entry[2]]
 
     def restore(self, moment: str) -> None:
         if moment not in self.saved or _is_capturing(self.saved[moment][1]):
             return
-        state, devices, states, owners, buffers, copies = self.saved[moment]
+        state, devices, states, owners, copies = self.saved[moment]
         torch.set_rng_state(state)
         for device, state in zip(devices, states, strict=True):
-            torch.get_device_module(device).set_rng_state(state, device)
+            _rng(device).set_rng_state(state, *_index(device))
         for table, name, buffer in owners:
             table[name] = buffer
-        if buffers:
-            torch._foreach_copy_(buffers, copies)
+        if copies:
+            torch._foreach_copy_([buffer for buffer, *_ in copies], [copy for _, copy, _ in copies])
 
 
 def _is_capturing(devices: list[torch.device]) -> bool:
     return any(device.type == "cuda" for device in devices) and torch.cuda.is_current_stream_capturing()
 
 
+def _rng(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """The argument of a device module's random state functions; mps has one generator and takes none."""
+    return () if device.type == "mps" else (device,)
+
+
 def _is_writable(buffer: Tensor) -> bool:
-    if isinstance(buffer, nn.parameter.UninitializedTensorMixin) or buffer.is_inference() or buffer.is_nested:
+    if isinstance(buffer, UninitializedTensorMixin) or buffer.is_inference() or buffer.is_nested:
         return False
     dense = buffer.layout is torch.strided
     return dense and all(s > 0 or n < 2 for n, s in zip(buffer.shape, buffer.stride(), strict=True))
@@ -603,6 +618,7 @@ class _Trial:
     n: dict[str, Tensor] = field(default_factory=dict)  # the groups' numbers: on the host, where it may read
     here: dict[str, Tensor] = field(default_factory=dict)  # those of the stages, on `device`
     read: dict[str, Tensor] = field(default_factory=dict)  # what is to be read: of all ranks
+    slopes: list[Tensor] = field(default_factory=list)  # Σ d·g0 of each block
     gradients: list[Any] = field(default_factory=list)  # at the start, and their versions
     searched: bool | None = None  # whether a search is over; None: none was going on
     moved: bool = False  # the weights are kept, and not where they were
@@ -693,9 +709,8 @@ class Acme(Optimizer):
         given = locals()
         if not isinstance(compile, bool):
             raise TypeError(f"Invalid compile: {compile!r} (expected True or False)")
-        self._model, self._process_group, self._compile = model, process_group, compile
-        if not isinstance(model, nn.Module):
-            self._model = None
+        self._model = model if isinstance(model, nn.Module) else None
+        self._process_group, self._compile = process_group, compile
         if buffers_of is None:
             buffers_of = [] if self._model is None else [self._model]
         self._modules = [buffers_of] if isinstance(buffers_of, nn.Module) else list(buffers_of)
@@ -704,20 +719,20 @@ class Acme(Optimizer):
         defaults = _checked({name: given[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)})
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
 
-    def _forget(self) -> None:
-        """Begin what is remembered from step to step, but not in a state dict."""
-        self._trial: _Trial | None = None
-        self._blocks: list[_Block] = []  # of the last step
-        self._kinds: tuple[list[Tensor], list[int]] = (
-            [],
-            [],
-        )  # the parameters and groups that they were made of
-        self._around = _Surroundings(self._modules)
-        self._scaled = [
-            SimpleNamespace() for _ in range(3)
-        ]  # to a GradScaler, which unscales an optimizer once
+    def _forget(self, whole: bool = True) -> None:
+        """Begin what is remembered from step to step, but not in a state dict; or only what is about the state."""
+        self._blocks: list[
+            _Block
+        ] = []  # of the last step, and the parameters and groups that they were made of
+        self._kinds: tuple[list[Tensor], list[int]] = ([], [])
         self._outcome: tuple[Tensor, bool, int] | None = None  # with `capturable`, what `report` reads
-        self._warned: set[str] = set()
+        if whole:
+            self._trial: _Trial | None = None
+            self._around = _Surroundings(self._modules)
+            self._scaled: list[Any] = [
+                SimpleNamespace() for _ in range(3)
+            ]  # what a GradScaler unscales, each once
+            self._warned: set[str] = set()
 
     @property
     def report(self) -> Report | None:
@@ -725,6 +740,11 @@ class Acme(Optimizer):
         if self._outcome is not None:
             self._report = _report(*self._outcome)
         return self._report
+
+    @property
+    def outcome(self) -> Tensor | None:
+        """With `capturable`, the last step's decision on the device: its code, NaN without look-ahead; memory that stays."""
+        return None if self._outcome is None else self._outcome[0][4]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own if wanted.
@@ -956,12 +976,13 @@ class Acme(Optimizer):
         trial.parts.pop(0)
         if trial.evaluations:
             self._around.restore("after")
-        elif trial.parts:
+        else:
             self._around.learn()
-            self._around.save("after", trial.devices)
+            if trial.parts:
+                self._around.save("after", trial.devices)
         if trial.scaler is not None:
             self._scaled[trial.evaluations].param_groups = self.param_groups
-            trial.scaler.unscale_(self._scaled[trial.evaluations])  # type: ignore[arg-type]
+            trial.scaler.unscale_(self._scaled[trial.evaluations])
         trial.evaluations += 1
         if isinstance(loss, bool) or not isinstance(loss, (Tensor, Real)):
             raise TypeError(
@@ -973,7 +994,8 @@ class Acme(Optimizer):
                 f"Invalid loss: a tensor of shape {tuple(value.shape)} and dtype {value.dtype} (expected the closure "
                 "to return one real number)"
             )
-        return _local(value).to(trial.device, _sum_dtype(trial.device), copy=True).reshape(())
+        there = torch.empty((), dtype=_sum_dtype(trial.device), device=trial.device)
+        return there.copy_(_local(value).reshape(()))
 
     def _depart(self) -> None:
         """Before another evaluation: all that is random as before the first, no casts of earlier weights."""
@@ -985,7 +1007,7 @@ class Acme(Optimizer):
         options = self.param_groups[0]
         steps = options["total_steps"]
         if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
-            self._warn(
+            self.warn(
                 f"Step {steps + 1} of a training with total_steps={steps}: the applied step stays at a hundredth from "
                 "here on. Pass the length of the training as total_steps (set_total_steps changes it), or None."
             )
@@ -993,9 +1015,7 @@ class Acme(Optimizer):
         self._divide(trial)
         trial.idle = not trial.blocks
         if trial.idle:
-            self._warn(
-                "After the closure no parameter of the optimizer has a gradient: the step does nothing."
-            )
+            self.warn("After the closure no parameter of the optimizer has a gradient: nothing is done.")
         else:
             self._tabulate(trial)
             self._begin(trial)
@@ -1003,9 +1023,7 @@ class Acme(Optimizer):
 
     def _divide(self, trial: _Trial) -> None:
         """The blocks of the parameters that have a gradient: those of the last step, where nothing has changed."""
-        equal: dict[
-            Any, int
-        ] = {}  # equal groups are one, so that dividing parameters among them changes no sum
+        equal: dict[Any, int] = {}  # equal groups are one: dividing parameters among them changes no sum
         trial.firsts = [equal.setdefault(_settings(group), i) for i, group in enumerate(self.param_groups)]
         trial.params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         params, firsts = self._kinds
@@ -1016,10 +1034,12 @@ class Acme(Optimizer):
         options = self.param_groups[0]
         ranks = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
         kinds: dict[Any, list[Tensor]] = {}
-        for first, group in zip(trial.firsts, self.param_groups, strict=True):
-            for name, param in zip(group.get("param_names", repeat("")), group["params"], strict=False):
+        for place, (first, group) in enumerate(zip(trial.firsts, self.param_groups, strict=True)):
+            names = group.get("param_names") or [f"{i} of group {place}" for i in range(len(group["params"]))]
+            for name, param in zip(names, group["params"], strict=True):
                 if param.grad is not None:
                     _check_parameter(param)
+                    _check_averages(name, param, self.state.get(param, {}))
                     local, weight = _local(param), options["asam"] and "weight" in name
                     alone = id(param) if _lies_alone(local) else None
                     kind = first, weight, _share(param, ranks), local.device, local.dtype, alone
@@ -1059,11 +1079,12 @@ class Acme(Optimizer):
         """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
         if not self.param_groups[0]["capturable"]:
             return torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
-        place = dict(device=trial.device, dtype=_sum_dtype(trial.device))
-        numbers = [
-            x.to(**place) if isinstance(x, Tensor) else torch.full((), x, **place) for x in chain(*rows)
+        device, dtype = trial.device, _sum_dtype(trial.device)
+        made = [
+            x if isinstance(x, Tensor) else torch.full((), x, device=device, dtype=dtype)
+            for x in chain(*rows)
         ]
-        return torch.stack(numbers).view(len(rows), -1)
+        return torch.stack([x.to(device, dtype) for x in made]).view(len(rows), -1)
 
     def _send(self, trial: _Trial, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same on the device, without waiting for it."""
@@ -1088,12 +1109,11 @@ class Acme(Optimizer):
                 elif options["unbiased_squares"]:
                     continue
                 else:
-                    value = (found[i] * clip**2 / block.params[i].numel()).clamp(
-                        max=torch.finfo(view.dtype).max
-                    )
+                    mean = found[i] * clip**2 / block.params[i].numel()
+                    value = mean.clamp(max=torch.finfo(view.dtype).max)
                 view.copy_(torch.where(fine[i], value, 0) if options["capturable"] else value)
 
-    def _begin_squares(self, trial: _Trial) -> None:
+    def _begin_squares(self, trial: _Trial, ahead: bool = False) -> None:
         """With `unbiased_squares`, begin the squared averages that have not at the gradient as it is now.
 
         At the look-ahead, so that they are there after the first update, in which all their gradients are zero.
@@ -1101,8 +1121,8 @@ class Acme(Optimizer):
         clip, squares = self._squares(trial, [block for block in trial.blocks if block.waits])
         for block, found in squares.items():
             _, beta2 = block.group["betas"]
-            ahead = beta2 if trial.loss is None and beta2 > 0 else 1.0
-            factor = clip**2 * (1 - beta2 ** block.group["t"]) / ahead
+            bc2 = trial.n["bc2"][block.place].to(clip.device)
+            factor = clip**2 * bc2 / (beta2 if ahead and beta2 > 0 else 1.0)
             for view, param, square in zip(block.views["exp_avg_sq"], block.params, found, strict=True):
                 start = torch.where(torch.isfinite(square), square * factor / max(param.numel(), 1), 0)
                 view.copy_(torch.where(view > 0, view, start.to(view.device, view.dtype)))
@@ -1119,7 +1139,7 @@ class Acme(Optimizer):
         vector = torch.cat(norms)
         if trial.ranks is not None:
             dist.all_reduce(vector, group=trial.ranks)
-        parts = dict(zip(every, vector.split([len(block.params) for block in every]), strict=True))
+        parts = dict(zip(every, torch.split(vector, [len(block.params) for block in every]), strict=True))
         return _clip(vector.sum(), max_norm), {block: parts[block] for block in blocks}
 
     def _run(self, stage: Any, block: _Block, numbers: dict[str, Tensor], *flats: Any, **how: bool) -> Any:
@@ -1153,12 +1173,9 @@ class Acme(Optimizer):
         trial.read[name] = torch.cat(vector)
         if trial.ranks is not None:
             size = dist.get_world_size(trial.ranks)
-            equal = all(
-                block.share == 1 / size for block in trial.blocks
-            )  # then all ranks have the same sums
+            equal = all(block.share == 1 / size for block in trial.blocks)  # so are their sums
             check = torch.stack([s.sum() for s in sums[0]]).sum().to(trial.device) * equal
-            vector = [vector[0] / size, *vector[1:], torch.stack([check, check.square()]) / size]
-            whole = torch.cat(vector)
+            whole = torch.cat([vector[0] / size, *vector[1:], torch.stack([check, check.square()]) / size])
             dist.all_reduce(whole, group=trial.ranks)
             trial.read[name], trial.read[f"{name} on the ranks"] = whole[:-2], whole[-2:]
 
@@ -1181,30 +1198,35 @@ class Acme(Optimizer):
             "batch, or look for what overflows."
         )
 
+    def _keep_weights(self, trial: _Trial) -> None:
+        for block in trial.blocks:
+            block.gather("weights", block.locals)
+        trial.moved = True
+
     def _go_back(self, trial: _Trial) -> None:
         """Put the weights back to where the step started."""
         for block in trial.blocks if trial.moved else ():
             with torch.no_grad():
-                block.write("weights")
+                block.write("weights", back=True)
 
     def _ascend(self, trial: _Trial) -> None:
         """Move to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
         self._begin_squares(trial)
+        self._keep_weights(trial)
         sums = []
         for block in trial.blocks:
-            block.g0 = block.gradient("start" if trial.looks else None)
-            flats = block.averages()[1], block.g0, block.gather("weights", block.locals)
+            g, kept = block.gradient("start" if trial.looks else None)
+            block.g0 = g if kept is None else kept.copy_(g)
+            flats = block.averages()[1], block.g0, block.rooms["weights"]
             sums.append(self._run(_ascent, block, trial.here, *flats, weight=block.weight))
-        trial.moved = True
         self._record(trial, "start", trial.loss, sums)
         self._check(trial, "start")
         norm = trial.read["start"][1::2].sum().sqrt()
         numbers = {**trial.here, "size": -trial.here["rho"] / (norm + ASAM_FLOOR)}
         for block in trial.blocks if not trial.idle else ():
-            flats = block.rooms["weights"], block.averages()[1], block.g0
-            block.move(
-                lambda w, b=block, f=flats: self._run(_climb, b, numbers, w, *f, weight=b.weight), "latest"
-            )
+            places = block.target("latest"), block.rooms["weights"]
+            self._run(_climb, block, numbers, *places, block.averages()[1], block.g0, weight=block.weight)
+            block.write("latest")
 
     def _take(self, trial: _Trial, loss: Tensor | float) -> None:
         """After the evaluation that the averages are updated with: its sums, and what limits its gradient."""
@@ -1216,13 +1238,14 @@ class Acme(Optimizer):
         norm = options["max_grad_norm"] is not None or bool(options["acme"] and self.watchers)
         keep, sums = ("given" if options["asam"] else "start") if trial.looks else None, []
         for block in trial.blocks:
-            block.g = block.gradient(keep)
+            g, kept = block.gradient(keep)
+            block.g = g if kept is None else kept
             block.g0 = block.g0 if options["asam"] else block.g
-            sums.append(self._run(_sums, block, trial.here, *block.averages(), block.g, None, norm=norm))
+            sums.append(self._run(_sums, block, trial.here, *block.averages(), g, None, kept, norm=norm))
         self._record(trial, "first", value, sums)
         self._check(trial, "first")
-        sums = trial.read["first"][1:].view(-1, 4)
-        trial.read["factors"] = self._call(_limit, trial.here["beta1"], sums, options["max_grad_norm"])
+        found = trial.read["first"][1:].view(-1, 4)
+        trial.read["factors"] = self._call(_limit, trial.here["beta1"], found, options["max_grad_norm"])
 
     def _limited(self, numbers: dict[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
         """Numbers with which a gradient enters the averages clipped and limited."""
@@ -1230,65 +1253,60 @@ class Acme(Optimizer):
 
     def _look(self, trial: _Trial) -> None:
         """Move one full step ahead, along the averages as they will be: they change once all is known."""
-        numbers, slopes = self._limited(trial.here, trial.read["factors"].prod()), []
+        trial.here = self._limited(trial.here, trial.read["factors"].prod())
+        if not trial.moved:
+            self._keep_weights(trial)
         for block in trial.blocks:
-            w0 = block.rooms["weights"] if trial.moved else block.gather("weights", block.locals)
-            flats = w0, *block.averages(), block.g, block.g0
-            slopes.append(
-                block.move(lambda w, b=block, f=flats: self._run(_look, b, numbers, w, *f), "latest")
-            )
-        trial.moved, trial.here = True, {**numbers, "slopes": slopes}
+            flats = block.target("latest"), block.rooms["weights"], *block.averages(), block.g, block.g0
+            trial.slopes.append(self._run(_look, block, trial.here, *flats))
+            block.write("latest")
         if self.param_groups[0]["steps"] < 10:  # for `_watch`
             trial.gradients = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
 
     def _take_ahead(self, trial: _Trial, loss: Tensor | float) -> None:
         """After the evaluation at the look-ahead point: its sums with the averages as they will be."""
         value = self._arrive(trial, loss)
-        trial.loss = None
-        self._begin_squares(trial)
+        if trial.idle:
+            return
+        self._begin_squares(trial, ahead=True)
         norm, sums = self.param_groups[0]["max_grad_norm"] is not None, []
         for block in trial.blocks:
-            block.g1 = block.gradient(None)
-            sums.append(self._run(_sums, block, trial.here, *block.averages(), block.g, block.g1, norm=norm))
-        if not trial.idle:
-            self._record(trial, "ahead", value, sums, trial.here["slopes"])
+            block.g1, _ = block.gradient(None)
+            flats = *block.averages(), block.g, block.g1, None
+            sums.append(self._run(_sums, block, trial.here, *flats, norm=norm))
+        self._record(trial, "ahead", value, sums, trial.slopes)
 
     def _leap(self, trial: _Trial) -> None:
         """Read, decide and move: the one part that changes averages, step sizes and counters, once all is known."""
         options, n, read = self.param_groups[0], trial.n, trial.read
         if not (options["capturable"] or trial.device.type == "cpu"):  # the one wait of a step
-            parts = (
-                torch.cat([v.reshape(-1) for v in read.values()])
-                .cpu()
-                .split([v.numel() for v in read.values()])
-            )
-            read = trial.read = dict(zip(read, parts, strict=True))
+            parts = torch.cat([vector.reshape(-1) for vector in read.values()]).cpu()
+            sizes = [vector.numel() for vector in read.values()]
+            read = trial.read = dict(zip(read, torch.split(parts, sizes), strict=True))
         self._check(trial, "start", late=True)
         self._check(trial, "first", late=True)
-        first, l0, (clip, limit) = (
-            trial.blocks[0].place,
-            next(iter(read.values()))[0],
-            read["factors"].unbind(),
-        )
-        fine = torch.isfinite(l0 + limit) & torch.isfinite(read["first"]).all()
+        first, (clip, limit) = trial.blocks[0].place, read["factors"].unbind()
+        vectors = [read[name] for name in ("start", "first") if name in read]
+        l0, fine = vectors[0][0], torch.isfinite(torch.cat([*vectors, limit[None]])).all()
         move, ahead = self._decided(trial, l0)
         gamma = self._gamma(trial) if options["acme"] else 1.0
         n["applied"] = torch.where(fine, gamma * n["step_size"] * move.length, 0)
         alpha = n["step_size"][first]
         decision = torch.where(fine, move.decision, Decision.NON_FINITE)
-        shown = ahead["l1"], ahead["p0"] / alpha, ahead["p1"] / alpha, decision
+        unit = torch.where(alpha == 0, 1, alpha)
+        shown = ahead["l1"], ahead["p0"] / unit, ahead["p1"] / unit, decision
         outcome = torch.stack([l0, *shown, alpha, n["applied"][first], limit])
-        if options["capturable"]:
-            outcome = outcome if self._outcome is None else self._outcome[0].copy_(outcome)
-            self._outcome = outcome, trial.looks, trial.evaluations
-        else:
-            report = _report(outcome, trial.looks, trial.evaluations)
+        report = None if options["capturable"] else _report(outcome, trial.looks, trial.evaluations)
+        if report is not None:
             for watcher in self.watchers:
                 watcher(self, report, read)
             self._watch(trial, report)
-            self._report = report
         self._move(trial, move, fine, clip, clip * limit, ahead)
         self._commit(trial, move, fine)
+        self._report = report
+        if report is None:
+            outcome = outcome if self._outcome is None else self._outcome[0].copy_(outcome)
+            self._outcome = outcome, trial.looks, trial.evaluations
 
     def _gamma(self, trial: _Trial) -> Tensor:
         """γ of each group, times `gain` and what a scheduler made of `lr`: the factor on the step size."""
@@ -1296,11 +1314,10 @@ class Acme(Optimizer):
         momentum = 2 * (1 - beta1) / (1 + beta1) * (1 + 2 * beta1) / (2 - beta1)
         annealing: Any = 1.0
         if options["total_steps"] is not None:
-            done = (self._numbers(trial, [[options["annealing_step"]]])[0] / options["total_steps"]).clamp(
-                max=1.0
-            )
+            done = self._numbers(trial, [[options["annealing_step"]]])[0] / options["total_steps"]
+            done = done.clamp(max=1.0)
             annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + torch.cos(math.pi * done)) / 2
-        return momentum * annealing * trial.n["scheduled"] * options["gain"]
+        return momentum * annealing * trial.n["scheduled"] * options["gain"]  # type: ignore[no-any-return]
 
     def _decided(self, trial: _Trial, l0: Tensor) -> tuple[Move, dict[str, Tensor]]:
         """What to do, and what a look-ahead has shown."""
@@ -1318,8 +1335,8 @@ class Acme(Optimizer):
         failed = Move(0 * one, memory, one * Decision.NON_FINITE, no, no)
         move = Move(*(torch.where(fine, x, y) for x, y in zip(move, failed, strict=True)))
         if options["search_left"] > 0 and weights.any():
-            numbers = (x.item() for x in (l0, vector[0], p0, p1))
-            target, trial.searched = search(*numbers, 1.0, options["search_latest"])
+            losses, found = (l0.item(), vector[0].item()), (p0.item(), p1.item())
+            target, trial.searched = search(*losses, *found, 1.0, options["search_latest"])
             if not trial.searched or target != 1:
                 move = move._replace(length=0 * one, again=no)
             move = move._replace(step_size=target * one)
@@ -1331,9 +1348,8 @@ class Acme(Optimizer):
     ) -> None:
         """Put together the numbers of `_leap`, and run it."""
         options, n, looks = self.param_groups[0], trial.n, trial.looks
-        host = not (
-            self._compile or options["capturable"]
-        )  # the host chooses; else one form serves all cases
+        # Where the host has read what there is, it leaves out what is not needed; else one form serves all cases.
+        host = not (self._compile or options["capturable"])
         again, worse = move.again & fine, move.worse
         failed = ~ahead["fine"] & fine if looks else again
         if looks:
@@ -1350,30 +1366,24 @@ class Acme(Optimizer):
             again_beta2=where(again, n["beta2"], 1), again_root2=where(again, twice["root2"], 0),
             fine=fine * one, fine_ahead=(ahead["fine"] if looks else fine) * one, worse=worse * one,
         )  # fmt: skip
-        numbers = self._send(trial, numbers)
+        numbers, dropped = self._send(trial, numbers), ["fine", "fine_ahead", "worse"] if host else []
         first = options["nesterov"] and not (host and looks and not worse)
         second = looks and (not host or bool(again | failed) or (options["nesterov"] and not worse))
         for block in trial.blocks:
-            mine = dict(numbers)
-            dropped = ["keep"] * (not block.group["weight_decay"])
-            if host:
-                dropped += ["fine", "fine_ahead", "worse"] + ["size"] * (not n["applied"][block.place])
-            for name in dropped:
-                del mine[name]
-            g0, g1 = (
-                block.g0 if looks else block.g,
-                torch.zeros_like(block.g1) if host and failed else block.g1,
-            )
-            flats = *block.averages(), block.g, g0 if first else None, g1 if second else None
-            kept = block.rooms["weights"] if trial.moved and block.alone else None
+            still, decays = host and not n["applied"][block.place], bool(block.group["weight_decay"])
+            drop = [*dropped, *["size"] * still, *["keep"] * (not decays)]
+            mine = {name: number for name, number in numbers.items() if name not in drop}
+            g0, g1 = block.g0 if looks else block.g, block.g1
+            g1 = torch.zeros_like(g1) if host and failed else g1
             if not (trial.moved or block.alone):
                 block.gather("weights", block.locals)
-            wild = (
-                options["nesterov"] or block.locals[0].dtype != block.dtype
-            )  # a gradient without limit, 16 bits
+            kept = block.rooms["weights"] if trial.moved and block.alone else None
+            # Nesterov's term takes a gradient without a limit, and 16 bits hold little.
+            wild = options["nesterov"] or block.locals[0].dtype != block.dtype
+            flats = block.target("weights"), kept, *block.averages(), block.g
             how = dict(nesterov=options["nesterov"], bounded=options["acme"] and wild)
-            stage = lambda w, b=block, c=mine, k=kept, f=flats, h=how: self._run(_leap, b, c, w, k, *f, **h)
-            block.move(stage, "weights")
+            self._run(_leap, block, mine, *flats, g0 if first else None, g1 if second else None, **how)
+            block.write("weights")
 
     def _commit(self, trial: _Trial, move: Move, fine: Tensor) -> None:
         """The averages become the optimizer's state, step sizes and counters those of the next step."""
@@ -1384,10 +1394,9 @@ class Acme(Optimizer):
                 self.state[param][key] = entry
             if block.waits and not options["capturable"]:
                 block.waits = not all(bool((view > 0).all()) for view in block.views["exp_avg_sq"])
-        for (
-            block
-        ) in self._blocks:  # what is in no block any more keeps its averages, not the whole block's memory
-            for param, key, entry in block.each() if block not in trial.blocks else ():
+        # A parameter that is in no block any more keeps its averages, and not the whole block's memory.
+        for block in [block for block in self._blocks if block not in trial.blocks]:
+            for param, key, entry in block.each():
                 if self.state.get(param, {}).get(key) is entry:
                     self.state[param][key] = entry.clone()
         self._blocks, self._kinds = trial.blocks, (trial.params, trial.firsts)
@@ -1400,10 +1409,8 @@ class Acme(Optimizer):
                 factor = move.step_size.item()
                 group["search_left"] = 0 if trial.searched else group["search_left"] - 1
                 group["search_latest"] = (factor > 1) - (factor < 1) or group["search_latest"]
-            later = dict(step_size=step_size[i], reference_lr=n["reference_lr"][i])
-            later |= dict(
-                annealing_step=group["annealing_step"] + 1, t=torch.where(failed, 1, group["t"] + 1)
-            )
+            done, t = group["annealing_step"] + 1, torch.where(failed, 1, group["t"] + 1)
+            later = dict(step_size=step_size[i], reference_lr=n["reference_lr"][i], annealing_step=done, t=t)
             for name, value in later.items():
                 if options["capturable"]:
                     group[name].copy_(torch.where(fine, value, group[name]))
@@ -1414,15 +1421,16 @@ class Acme(Optimizer):
         """The end of a step, or of one that did nothing."""
         trial.done = True
         if trial.idle:
-            options = self.param_groups[0]
+            options, nan = self.param_groups[0], math.nan
             alpha = options["step_size"] if options["acme"] else options["lr"]
-            nothing = [trial.loss, math.nan, math.nan, math.nan, math.nan, alpha, 0.0, 1.0]
-            if trial.skipped:
-                nothing[4] = Decision.NON_FINITE
-            self._outcome = None
-            self._report = _report(torch.tensor([float(x) for x in nothing]), False, trial.evaluations)
+            code = Decision.NON_FINITE if trial.skipped else nan
+            numbers = self._numbers(trial, [[trial.loss, nan, nan, nan, code, alpha, 0.0, 1.0]])[0]
+            if options["capturable"]:
+                self._outcome = numbers, False, trial.evaluations
+            else:
+                self._report = _report(numbers, False, trial.evaluations)
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Once for each optimizer."""
         if message not in self._warned:
             self._warned.add(message)
@@ -1430,14 +1438,12 @@ class Acme(Optimizer):
 
     def _watch(self, trial: _Trial, report: Report) -> None:
         """Warn of a closure that has not evaluated again at the look-ahead point."""
-        same = report.look_ahead_loss == report.loss and report.look_ahead_slope == report.slope
+        if (report.look_ahead_loss, report.look_ahead_slope) != (report.loss, report.slope):
+            return
         now = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
-        if (
-            same
-            and trial.gradients
-            and all(a is c and b == d for (a, b), (c, d) in zip(now, trial.gradients))
-        ):
-            self._warn(
+        same = [a is c and b == d for (a, b), (c, d) in zip(now, trial.gradients, strict=False)]
+        if same and all(same):
+            self.warn(
                 "The closure seems not to evaluate again: at the look-ahead point it returned the same loss and left "
                 "the same gradients. It has to zero the gradients, evaluate loss and gradient, and return the loss."
             )
@@ -1445,27 +1451,20 @@ class Acme(Optimizer):
     # State ----------------------------------------------------------------------------------------------
 
     def _create_state(self) -> None:
-        """Averages of zeros, which count as none, for the parameters that have a gradient: of zeros.
-
-        Raises:
-            TypeError: a learning rate or a gradient is not zero, so that a step was wanted.
-        """
+        """Averages of zeros, which count as none, for the parameters that have a gradient: of zeros."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not params or any(float(group["lr"]) for group in self.param_groups):
-            raise TypeError(_NO_CLOSURE)
-        if any(bool(_local(param.grad).any()) for param in params):
+        still = params and not any(float(group["lr"]) for group in self.param_groups)
+        if not still or any(bool(_local(param.grad).any()) for param in params):
             raise TypeError(_NO_CLOSURE)
         for param in params:
             for key in ("exp_avg", "exp_avg_sq") if self.param_groups[0]["adam"] else ("exp_avg",):
-                if key not in self.state[param]:
-                    self.state[param][key] = torch.zeros_like(param, dtype=_state_dtype(param.dtype))
+                self.state[param].setdefault(key, torch.zeros_like(param, dtype=_state_dtype(param.dtype)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; the optimizer then continues bit for bit.
 
-        The saved options replace the constructor's, as in every `torch.optim` optimizer. The tensors are
-        copied: further steps leave `state_dict` as it is. Averages keep their precision (torch would cast them
-        to the parameters').
+        The saved options replace the constructor's, as in every `torch.optim` optimizer. The tensors are copied.
+        Averages keep their precision (torch would cast them to the parameters').
 
         Raises:
             ValueError: groups that do not match, options out of range or of other optimizers, or `asam` without names.
@@ -1476,15 +1475,14 @@ class Acme(Optimizer):
             saved = [index for group in loaded["param_groups"] for index in group["params"]]
             params = [param for group in self.param_groups for param in group["params"]]
             for index, param in zip(saved, params, strict=True):
-                if index in loaded["state"]:
-                    self.state[param] = {
-                        key: value.detach().to(param.device, _state_dtype(param.dtype), copy=True)
-                        for key, value in loaded["state"][index].items()
-                        if isinstance(value, Tensor)
-                    }
+                form = param.device, _state_dtype(param.dtype)
+                averages = [
+                    (k, x) for k, x in loaded["state"].get(index, {}).items() if isinstance(x, Tensor)
+                ]
+                if averages:
+                    self.state[param] = {key: value.detach().to(*form, copy=True) for key, value in averages}
 
-        # Behind the user's own hooks before, so as to see the dict that is really loaded, and ahead of the
-        # user's own hooks after.
+        # Behind the user's own hooks before, so as to see what is really loaded, and ahead of those after.
         before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
@@ -1501,24 +1499,23 @@ class Acme(Optimizer):
         for group in state["param_groups"]:
             _refuse_foreign(group, "the loaded state")
         super().__setstate__(state)
-        if "_report" in state:  # a copy; otherwise `load_state_dict`
-            self._forget()
-        self._blocks, self._kinds, self._outcome = [], ([], []), None
+        self._forget(whole="_report" in state)  # a copy; otherwise `load_state_dict`
         for group in self.param_groups:
             group.setdefault("steps", group.get("annealing_step", 1))
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.update(_checked(group))
             _complete(group, self.param_groups[0])
-        for name in _SHARED_OPTIONS:
-            self.defaults[name] = self.param_groups[0][name]
+        self.defaults.update({name: self.param_groups[0][name] for name in _SHARED_OPTIONS})
         if self.defaults["asam"] and "param_names" not in self.param_groups[0]:
             raise ValueError(_NO_NAMES)
 
     def __repr__(self) -> str:
         first = self.param_groups[0]
-        switches = ", ".join(f"{name}={first[name]}" for name in _SHARED_OPTIONS if name != "differentiable")
-        lines = [f"Acme({switches}"]
+        lines = [
+            "Acme("
+            + ", ".join(f"{name}={first[name]}" for name in _SHARED_OPTIONS if name != "differentiable")
+        ]
         for number, group in enumerate(self.param_groups):
             values = ", ".join(f"{name}={group[name]}" for name in (*_GROUP_OPTIONS, "step_size", "t"))
             lines.append(f"    group {number}: {len(group['params'])} tensors, {values}")
@@ -1529,28 +1526,23 @@ def _report(numbers: Tensor, looks: bool, evaluations: int) -> Report:
     l0, l1, p0, p1, code, alpha, applied, limit = numbers.tolist()
     decision = None if math.isnan(code) else Decision(int(code))
     if not looks:
-        return Report(l0, None, None, None, decision, alpha, applied, limit, evaluations)
+        l1 = p0 = p1 = None
     return Report(l0, l1, p0, p1, decision, alpha, applied, limit, evaluations)
 
 
-# Ranks, devices, dtypes ------------------------------------------------------------------------------------
+# Ranks and dtypes ----------------------------------------------------------------------------------------------
 
 
-def _ranks(
-    model: nn.Module | None, params: list[Tensor], group: dist.ProcessGroup | None
-) -> dist.ProcessGroup | None:
+def _ranks(model: Any, params: list[Any], group: Any) -> dist.ProcessGroup | None:
     """The process group over which a step is taken together; None for one process alone."""
     if not dist.is_available() or not dist.is_initialized():
         return None
     if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
         group = model.process_group
     if group is None:
-        meshes = [param.device_mesh for param in params if _is_dtensor(param)]  # type: ignore[attr-defined]
-        world = dist.group.WORLD
-        small = next(
-            (mesh for mesh in meshes if mesh.ndim == 1 and mesh.size() < dist.get_world_size()), None
-        )
-        group = world if small is None else small.get_group()
+        world, meshes = dist.get_world_size(), [param.device_mesh for param in params if _is_dtensor(param)]
+        small = [mesh for mesh in meshes if mesh.ndim == 1 and mesh.size() < world]
+        group = small[0].get_group() if small else dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
 
 
@@ -1558,45 +1550,34 @@ def _share(param: Any, ranks: int) -> float:
     """What this rank's sum over a parameter counts for in the sum over all: 1 / (ranks that hold the same)."""
     if not _is_dtensor(param):
         return 1 / ranks
-    mesh, copies = param.device_mesh, 1
-    if any(placement.is_partial() for placement in param.placements):
+    mesh, placements = param.device_mesh, param.placements
+    if mesh.size() != ranks or any(placement.is_partial() for placement in placements):
         raise ValueError(
-            f"Invalid parameter: a DTensor with placements {param.placements} (expected sharded or replicated ones)"
+            f"Invalid parameter: a DTensor with placements {placements} on a mesh of {mesh.size()} of {ranks} ranks "
+            "(expected sharded or replicated over all that step together; pipeline stages are not supported)"
         )
-    if mesh.size() != ranks:
-        raise ValueError(
-            f"Invalid process_group: {ranks} ranks, but a parameter's device mesh has {mesh.size()} (expected a "
-            "mesh over all ranks that step together; pipeline stages are not supported)"
-        )
-    for dimension, placement in enumerate(param.placements):
-        if placement.is_replicate():
-            copies *= mesh.size(dimension)
-    return 1 / copies
-
-
-def _like(local: Tensor, param: Tensor) -> Any:
-    """`local` as this rank's part of a tensor that is sharded as `param` is."""
-    if not _is_dtensor(param):
-        return local
-    return type(param).from_local(  # type: ignore[attr-defined]
-        local,
-        param.device_mesh,
-        param.placements,
-        run_check=False,
-        shape=param.shape,
-        stride=param.stride(),  # type: ignore[attr-defined]
+    return 1.0 / math.prod(
+        int(mesh.size(i)) for i, placement in enumerate(placements) if placement.is_replicate()
     )
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def _is_dtensor(tensor: Any) -> bool:
     """Whether it is a `torch.distributed.tensor.DTensor`, without importing that module for the answer."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def _local(tensor: Any) -> Tensor:
+def _local(tensor: Any) -> Any:
     """The elements that this rank holds, in the same memory."""
-    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[no-any-return]
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
+
+
+def _like(local: Tensor, param: Any) -> Any:
+    """`local` as this rank's part of a tensor that is sharded as `param` is."""
+    if not _is_dtensor(param):
+        return local
+    form = dict(run_check=False, shape=param.shape, stride=param.stride())
+    return type(param).from_local(local, param.device_mesh, param.placements, **form)
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
@@ -1610,14 +1591,12 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In the averages' precision."""
     return tensor.to(_state_dtype(tensor.dtype))
 
 
-# Options ---------------------------------------------------------------------------------------------------
+# Options -------------------------------------------------------------------------------------------------------
 
-# Options that each parameter group may set for itself; the others belong to the whole optimizer.
-_GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")
+_GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")  # a group may have its own
 _FLAGS = (
     "acme",
     "adam",
@@ -1628,10 +1607,13 @@ _FLAGS = (
     "capturable",
     "unbiased_squares",
 )
-_SHARED_OPTIONS = (*_FLAGS, "total_steps", "max_grad_norm", "gain", "adapt_steps", "search_steps")
-
-# Options of torch's optimizers that a group may bring along, and what to say instead of ignoring them.
-_FOREIGN_OPTIONS = {
+_WHOLE = {
+    "total_steps": (1, "None for no annealing"),
+    "adapt_steps": (1, "None for throughout"),
+    "search_steps": (0, "0 for none"),
+}
+_SHARED_OPTIONS = (*_FLAGS, *_WHOLE, "max_grad_norm", "gain")
+_FOREIGN_OPTIONS = {  # of other optimizers, and what to say instead of ignoring them
     "maximize": "minimise the negative loss",
     "fused": "Acme has one implementation",
     "foreach": "Acme has one implementation, which uses foreach",
@@ -1644,9 +1626,8 @@ _FOREIGN_OPTIONS = {
 
 _NO_CLOSURE = """\
 Call optimizer.step(closure): Acme needs a closure that zeroes the gradients, evaluates loss and gradient on one batch \
-and returns the loss, since ACME and ASAM evaluate the same batch again at other weights. Loops that cannot hand one \
-over use optimizer.step_in_parts(). Frameworks that call step() without one (Hugging Face's Trainer, DeepSpeed) need an \
-override; for the Trainer:
+and returns the loss, since ACME and ASAM evaluate it again at other weights; loops that cannot hand one over use \
+optimizer.step_in_parts(). Frameworks that call step() without one need an override; for Hugging Face's Trainer:
 
     class AcmeTrainer(Trainer):
         def training_step(self, model, *args, **kwargs):
@@ -1656,15 +1637,12 @@ override; for the Trainer:
             self.optimizer.step = lambda: None  # the Trainer's own call, after which nothing is left to do
             return self.optimizer.optimizer.step(closure)
 """
-
 _SCALED = (
-    "torch.amp.GradScaler.step(optimizer) cannot step Acme: it would hand over gradients scaled by thousands, and "
-    "losses that are not. Return the true loss from a closure that calls scaler.scale(loss).backward(), then "
-    "optimizer.step(closure, scaler=scaler) and scaler.update(). Frameworks that own the scaler and run the closure "
-    'themselves (Lightning\'s "16-mixed", Accelerate\'s "fp16") call it this way: train with bfloat16 there '
+    "torch.amp.GradScaler.step(optimizer) cannot step Acme, whose losses are not scaled as the gradients are. Return the "
+    "true loss from a closure that calls scaler.scale(loss).backward(), then optimizer.step(closure, scaler=scaler) and "
+    'scaler.update(). Where a framework does this (Lightning\'s "16-mixed", Accelerate\'s "fp16"), train with bfloat16 '
     '("bf16-mixed", "bf16"), or step Acme yourself.'
 )
-
 _NO_NAMES = (
     "asam=True needs the parameters' names (ASAM scales by |w| those whose name contains 'weight'): pass the "
     "model, model.named_parameters(), or groups with 'params' as (name, tensor) pairs"
@@ -1674,14 +1652,23 @@ _NO_NAMES = (
 def _check_parameter(param: Tensor) -> None:
     if getattr(param, "_fsdp_flattened", False) or type(param).__name__ == "FlatParameter":
         raise TypeError(
-            "Invalid parameters: FullyShardedDataParallel (FSDP1) hides which elements of a parameter this rank holds "
-            "(expected those of a model sharded by torch.distributed.fsdp.fully_shard, or not sharded)"
+            "Invalid parameter: of FullyShardedDataParallel (FSDP1), which hides its elements (use fully_shard)"
         )
     if param.requires_grad and not param.is_floating_point():
         raise TypeError(
-            f"Invalid parameter of dtype {param.dtype} (expected a real floating dtype, or a frozen parameter; Acme does "
-            "not optimize complex tensors)"
+            f"Invalid parameter of dtype {param.dtype} (expected a real floating dtype, or a frozen one)"
         )
+
+
+def _check_averages(name: str, param: Tensor, state: dict[str, Any]) -> None:
+    form = param.shape, _state_dtype(param.dtype)
+    for key, average in state.items():
+        if key in ("exp_avg", "exp_avg_sq") and (average.shape, average.dtype) != form:
+            raise ValueError(
+                f"Invalid state {key!r} of parameter {name}, of shape {tuple(param.shape)} and dtype {param.dtype}: it "
+                f"has shape {tuple(average.shape)} and dtype {average.dtype} (resize or convert the state along with "
+                "the parameter, or make a new optimizer)"
+            )
 
 
 def _refuse_foreign(group: dict[str, Any], where: str) -> None:
@@ -1689,113 +1676,90 @@ def _refuse_foreign(group: dict[str, Any], where: str) -> None:
         if group.get(name):
             raise ValueError(f"Invalid option {name!r} in {where}: {instead}")
     if group.get("adapt_every", 1) != 1:
-        raise ValueError(
-            f"Invalid option 'adapt_every' in {where}: use adapt_steps, which keeps the step size"
-        )
+        raise ValueError(f"Invalid option 'adapt_every' in {where}: it has given way to adapt_steps")
 
 
 def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     """Fill in a group's entries that are not options; `first` is the optimizer's first group."""
-    lr = float(group["lr"])
-    begin = {
-        "step_size": lr,
-        "reference_lr": float(group.get("initial_lr", lr)),
+    lr, device = float(group["lr"]), group["params"][0].device if group["params"] else torch.device("cpu")
+    own = {"step_size": lr, "reference_lr": float(group.get("initial_lr", lr))}
+    for name, value in {
+        **own,
         "t": first.get("t", 1),
         "annealing_step": first.get("annealing_step", 0),
-    }
-    for name, value in begin.items():
-        group.setdefault(name, value)
-        value, whole = group[name], name in ("t", "annealing_step")
-        if group["capturable"]:
-            device = group["params"][0].device if group["params"] else torch.device("cpu")
-            dtype = torch.int64 if whole else _sum_dtype(device)
-            group[name] = torch.as_tensor(value, dtype=dtype, device=device).clone()
-        else:
-            group[name] = int(value) if whole else float(value)
+    }.items():
+        value, whole = group.get(name, value), name not in own
+        dtype = torch.int64 if whole else _sum_dtype(device)
+        number = int(value) if whole else float(value)
+        group[name] = torch.full((), number, dtype=dtype, device=device) if group["capturable"] else number
     group.setdefault("steps", first.get("steps", 0))
     # Steps that may still search, and whether the latest that changed the step size made it larger or smaller.
-    left = 0 if group["steps"] else group["search_steps"]
-    group.setdefault("search_left", first.get("search_left", left))
+    group.setdefault("search_left", first.get("search_left", 0 if group["steps"] else group["search_steps"]))
     group.setdefault("search_latest", first.get("search_latest", 0))
 
 
 def _settings(group: dict[str, Any]) -> Any:
-    """All that a step takes from a group beside its parameters; a learning rate in a tensor equals itself only."""
-    if group["capturable"]:
-        return id(group)
-    lr = group["lr"]
-    mine = (*_GROUP_OPTIONS[1:], "step_size", "reference_lr", "t", "annealing_step")
-    return (id(lr) if isinstance(lr, Tensor) else float(lr), *(group[name] for name in mine))
+    """All that a step takes from a group beside its parameters; a number in a tensor equals itself only."""
+    mine = (*_GROUP_OPTIONS, "step_size", "reference_lr", "t", "annealing_step")
+    return tuple(id(group[name]) if isinstance(group[name], Tensor) else group[name] for name in mine)
 
 
-def _number(options: dict[str, Any], name: str, upper: float = math.inf) -> float:
-    value = options[name]
+def _number(name: str, value: Any, upper: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Invalid {name}: {value!r} (expected a number)")
-    if not 0 <= value < upper:
+    if not 0 <= float(value) < upper:
         expected = "a finite number of at least 0" if upper == math.inf else f"a number in [0, {upper:g})"
         raise ValueError(f"Invalid {name}: {value} (expected {expected})")
     return float(value)
 
 
-def _whole_number(options: dict[str, Any], name: str, least: int, meaning: str) -> int:
-    """A whole number of at least `least`, for which `meaning` says what that is."""
-    value = options[name]
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f"Invalid {name}: {value!r} (expected a whole number{meaning.partition(',')[1:] and ''})"
-        )
-    if value < least:
-        raise ValueError(f"Invalid {name}: {value} (expected at least {least}{meaning})")
-    return int(value)
-
-
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options among `options`, checked, as plain Python numbers (which every checkpoint can hold)."""
+
+    def need(condition: bool, name: str, expected: str, error: type[Exception] = ValueError) -> None:
+        if not condition:
+            raise error(f"Invalid {name}: {options[name]!r} (expected {expected})")
+
     checked: dict[str, Any] = {
-        name: _number(options, name) for name in ("epsilon", "weight_decay", "rho", "eta", "gain")
+        name: _number(name, options[name]) for name in ("epsilon", "weight_decay", "rho", "eta", "gain")
     }
     lr, betas, norm = options["lr"], options["betas"], options["max_grad_norm"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(
             f"Invalid lr: a tensor of shape {tuple(lr.shape)} (expected a number or one element)"
         )
-    number = _number({"lr": float(lr) if isinstance(lr, Tensor) else lr}, "lr")
-    checked["lr"] = lr if isinstance(lr, Tensor) else number
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"Invalid betas: {betas!r} (expected a pair of numbers in [0, 1))")
-    checked["betas"] = tuple(
-        _number({f"betas[{i}]": beta}, f"betas[{i}]", 1.0) for i, beta in enumerate(betas)
+    number = _number("lr", float(lr) if isinstance(lr, Tensor) else lr)
+    need(
+        isinstance(betas, (tuple, list)) and len(betas) == 2,
+        "betas",
+        "a pair of numbers in [0, 1)",
+        TypeError,
     )
+    checked["betas"] = tuple(_number(f"betas[{i}]", beta, 1.0) for i, beta in enumerate(betas))
+    checked["lr"] = lr if isinstance(lr, Tensor) else number
     for name in _FLAGS:
-        if not isinstance(options[name], bool):
-            raise TypeError(f"Invalid {name}: {options[name]!r} (expected True or False)")
-        checked[name] = options[name]
-    if options["differentiable"]:
-        raise ValueError(
-            "Invalid differentiable: True (expected False: the step size comes from comparisons and from losses "
-            "read as numbers, so there is no derivative through a step)"
-        )
-    checked["search_steps"] = _whole_number(options, "search_steps", 0, "; 0 for no search")
-    for name, none in (("total_steps", "no annealing"), ("adapt_steps", "adapting throughout")):
-        steps = options[name]
-        checked[name] = None if steps is None else _whole_number(options, name, 1, f", or None for {none}")
-    checked["max_grad_norm"] = None if norm is None else _number(options, "max_grad_norm")
-    if norm == 0:
-        raise ValueError(
-            f"Invalid max_grad_norm: {norm} (expected a positive number, or None for no clipping)"
-        )
-    if checked["gain"] == 0:
-        raise ValueError(f"Invalid gain: {options['gain']} (expected a positive number; 1 for none)")
-    for name, without in (("gain", 1.0), ("adapt_steps", None), ("search_steps", 0)):
-        if checked[name] != without and not checked["acme"]:
-            raise ValueError(f"Invalid {name}: {options[name]} (expected {without} without acme=True)")
-    if checked["search_steps"] and checked["capturable"]:
-        raise ValueError(
-            "Invalid search_steps with capturable=True: it decides on the host whether to move (expected 0)"
-        )
-    if checked["unbiased_squares"] and not (checked["adam"] and checked["bias_correction"]):
-        raise ValueError(
-            "Invalid unbiased_squares: True (expected False without adam=True and bias_correction=True)"
-        )
-    return checked
+        need(isinstance(options[name], bool), name, "True or False", TypeError)
+    for name, (least, none) in _WHOLE.items():
+        value = options[name]
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        need(whole or (value is None and least > 0), name, "a whole number", TypeError)
+        need(value is None or int(value) >= least, name, f"at least {least}, or {none}")
+        checked[name] = value if value is None else int(value)
+    checked["max_grad_norm"] = None if norm is None else _number("max_grad_norm", norm)
+    need(norm != 0, "max_grad_norm", "a positive number, or None for no clipping")
+    need(checked["gain"] > 0, "gain", "a positive number; 1 for none")
+    need(not options["differentiable"], "differentiable", "False: through comparisons there is no derivative")
+    for name, without in (("gain", 1), ("adapt_steps", None), ("search_steps", 0)):
+        need(checked[name] == without or options["acme"], name, f"{without} without acme=True")
+    need(
+        not (checked["search_steps"] and options["capturable"]),
+        "search_steps",
+        "0 with capturable=True: it reads",
+    )
+    biased = options["adam"] and options["bias_correction"]
+    need(
+        biased or not options["unbiased_squares"],
+        "unbiased_squares",
+        "False without adam=True and bias_correction=True",
+    )
+    return {**checked, **{name: options[name] for name in _FLAGS}}

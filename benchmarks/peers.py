@@ -5,8 +5,8 @@
 The runs of a sweep share their machine with others, so that their seconds do not compare. Here each optimizer of
 `results/STUDY/peers`, with the options of its run from the default scale, trains the same batches in turn with the
 others, in one process, on an otherwise idle machine: forward, backward and optimizer, without augmentation and tests.
-Each first takes 60 steps, which is enough for ACME with rare look-aheads to have settled, then `--turns` times
-`--steps` steps.
+Each first takes 60 steps, after which ACME with `adapt_steps` keeps its step size, then `--turns` times `--steps`
+steps. Runs with `adapt_every`, which is no longer an option, are left out.
 
 Columns: `optimizer`, as in the names of the runs; `step_ms`, the median over the turns; `to_sgd`, its ratio to SGD's;
 `evaluations`, gradient evaluations a step in the timed steps. Written to results/benchmarks/peers-STUDY.csv, from
@@ -63,7 +63,11 @@ def configurations(study: str) -> dict[str, RunConfig]:
     for path in sorted((ROOT / "results" / study / "peers").glob("*.x1.seed*.json")):
         name = path.name.split(".")[0]
         found.setdefault(name, RunConfig.from_dict(json.loads(path.read_text())["options"]))
-    return {name: config for name, config in found.items() if not name.endswith(("-half", "-equal"))}
+    return {
+        name: config
+        for name, config in found.items()
+        if not name.endswith(("-half", "-equal")) and config.adapt_every == 1
+    }
 
 
 def main() -> None:

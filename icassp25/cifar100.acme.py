@@ -84,8 +84,8 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     switch("--nesterov", "Nesterov momentum")
     option("--gain", "factor on every step with --acme; 1 is the published algorithm",
            type=float, metavar="X")  # fmt: skip
-    option("--adapt-every", "look ahead at least in every N-th step with --acme, rarely once the step size has settled; "
-           "1 is the published algorithm", type=int, metavar="N")  # fmt: skip
+    option("--adapt-steps", "look ahead in the first N steps with --acme, then keep the step size (default: in all, as in "
+           "the published algorithm)", type=int, metavar="N")  # fmt: skip
     option("--search-steps", "at most N first steps with --acme only look for the step size to start from; 0 is the "
            "published algorithm", type=int, metavar="N")  # fmt: skip
     switch("--unbiased-squares", "with --adam, begin the squared average where bias correction expects it; off is the "

@@ -103,7 +103,7 @@ class RunConfig:
     rho: float = 1.0
     eta: float = 0.0
     gain: float = 1.0
-    adapt_every: int = 1
+    adapt_steps: int | None = None
     search_steps: int = 0
     unbiased_squares: bool = False
     no_annealing: bool = False
@@ -119,6 +119,7 @@ class RunConfig:
     output: str | None = None
     resume: bool = False
     wandb: str | None = None
+    adapt_every: int = 1  #: of runs made before there was `adapt_steps`; cannot be trained any more
 
     def __post_init__(self) -> None:
         if self.model is None:
@@ -151,10 +152,12 @@ class RunConfig:
 
     @property
     def evaluations_per_step(self) -> float:
-        """Gradient evaluations that a step of the optimizer costs; with `adapt_every`, once the step size has settled."""
+        """Gradient evaluations that a step of the optimizer costs, on average over the training."""
         if self.optimizer in PEERS:
             return PEERS[self.optimizer].evaluations
-        return 1 + self.acme / self.adapt_every + self.asam
+        steps = self.epochs * self.steps_per_epoch
+        looks = min(self.adapt_steps or steps, steps) / steps / self.adapt_every
+        return 1 + self.acme * looks + self.asam
 
     @property
     def name(self) -> str:
@@ -165,6 +168,8 @@ class RunConfig:
             base += f"-gain{self.gain:g}"
         if self.adapt_every != 1:
             base += f"-every{self.adapt_every}"
+        if self.adapt_steps is not None:
+            base += f"-kept{self.adapt_steps}"
         if self.search_steps:
             base += f"-search{self.search_steps}"
         if self.unbiased_squares:
@@ -211,6 +216,8 @@ class RunConfig:
         )
         for name in ("batch_size", "epochs", "threads", "width_alpha", "adapt_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        steps = self.adapt_steps
+        need(steps is None or steps >= 1, "adapt_steps", steps, "a whole number of at least 1")
         need(self.search_steps >= 0, "search_steps", self.search_steps, "a whole number of at least 0")
         for name in ("lr", "weight_decay", "rho", "eta"):
             value = getattr(self, name)
@@ -218,9 +225,9 @@ class RunConfig:
         for name in ("dropout", "momentum", "label_smoothing"):
             need(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         need(math.isfinite(self.gain) and self.gain > 0, "gain", self.gain, "a finite number above 0")
-        for name, without in (("gain", 1.0), ("adapt_every", 1), ("search_steps", 0)):
+        for name, without in (("gain", 1.0), ("adapt_steps", None), ("adapt_every", 1), ("search_steps", 0)):
             value = getattr(self, name)
-            need(self.acme or value == without, name, value, f"{without:g} without --acme")
+            need(self.acme or value == without, name, value, f"{without or 'nothing'} without --acme")
         need(self.adam or not self.unbiased_squares, "unbiased_squares", "without --adam", "--adam as well")
         need(
             math.isfinite(self.anneal_over) and self.anneal_over >= 1,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from acme import get_polynomial_multi_avg_fn
 from icassp25 import peers, runlog, tasks
-from icassp25.capture import CapturedEvaluation, Evaluation
+from icassp25.capture import CapturedEvaluation, CapturedStep, Evaluation
 from icassp25.config import RunConfig, UsageError
 from icassp25.files import temporary
 from icassp25.models import build_model, has_batch_norm, synchronised
@@ -154,6 +154,7 @@ class Experiment:
             self.train_model = torch.compile(self.model, dynamic=False)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.peer = self.scheduler = None
+        self.captures = config.compile and device.type == "cuda"
         if config.optimizer == peers.ACME:
             self.optimizer = self._acme(optimizer_class)
         else:
@@ -163,7 +164,7 @@ class Experiment:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
                 self.peer.optimizer if self.peer else self.optimizer,
                 T_max=config.anneal_over * config.epochs,
-                eta_min=self.optimizer.param_groups[0]["lr"] * FINAL_LR_FRACTION,
+                eta_min=float(self.optimizer.param_groups[0]["lr"]) * FINAL_LR_FRACTION,
             )
         self.tested_model = self.peer.tested_model if self.peer else self.model
         self.average: AveragedModel | None = None
@@ -175,12 +176,20 @@ class Experiment:
             self.tested_model = self.average
         self.progress = Progress()
         self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
+        self.captured_step: CapturedStep | None = None  # that, and an optimizer that is capturable
 
     def _acme(self, optimizer_class: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer:
         config = self.config
+        if config.adapt_every != 1:
+            raise UsageError(
+                f"adapt_every {config.adapt_every}: expected --adapt-steps, which is in its place."
+            )
+        # A variant may read what it decides on, and a search has to.
+        capturable = self.captures and config.acme_script == "acme" and not config.search_steps
         return optimizer_class(
             self.model,
-            config.lr,
+            # Where graphs find what a schedule makes of it.
+            torch.tensor(config.lr, dtype=torch.float64, device=self.device) if capturable else config.lr,
             betas=(config.momentum, BETA2),
             epsilon=EPSILON,
             weight_decay=config.weight_decay,
@@ -195,9 +204,10 @@ class Experiment:
             if config.no_annealing
             else round(config.anneal_over * config.epochs * config.steps_per_epoch),
             **({"compile": True} if config.compile else {}),
+            **({"capturable": True} if capturable else {}),
             # Only where they are asked for: another --acme-script need not know them.
             **({"gain": config.gain} if config.gain != 1 else {}),
-            **({"adapt_every": config.adapt_every} if config.adapt_every != 1 else {}),
+            **({"adapt_steps": config.adapt_steps} if config.adapt_steps is not None else {}),
             **({"search_steps": config.search_steps} if config.search_steps else {}),
             **({"unbiased_squares": True} if config.unbiased_squares else {}),
         )
@@ -216,7 +226,7 @@ class Experiment:
         tally = Tally(self.device)
         if self.peer:
             self.peer.train()
-        finite = self._train(number, tally)
+        finite = self._train(number, tally) and self._collect(tally)
         if self.scheduler is not None and finite:
             self.scheduler.step()
         loss, wrong = self.ranks.sums(tally.loss, tally.wrong)
@@ -227,7 +237,9 @@ class Experiment:
             if self.peer.peer.modes and has_batch_norm(self.model):
                 self._renew_statistics(number)
         self.progress.seconds += time.perf_counter() - start
-        step_size = self.peer.step_size(lr) if self.peer else self.optimizer.param_groups[0]["step_size"]
+        step_size = (
+            self.peer.step_size(lr) if self.peer else float(self.optimizer.param_groups[0]["step_size"])
+        )
         self.ranks.check_equal(self.model, step_size, *tally.decisions)
         test_loss, test_error = self.test(*self.task.test)
         validation: tuple[float | None, float | None] = (None, None)
@@ -275,6 +287,15 @@ class Experiment:
                     bar.update()
         return True
 
+    def _collect(self, tally: Tally) -> bool:
+        """Add what captured steps have counted; whether all steps so far were finite, for which nobody has looked yet."""
+        if self.captured_step is not None:
+            loss, wrong, decisions = self.captured_step.counted()
+            tally.loss, tally.wrong = tally.loss + loss, tally.wrong + wrong
+            tally.decisions = list(map(sum, zip(tally.decisions, decisions, strict=True)))
+        group = self.optimizer.param_groups[0]
+        return not group.get("capturable") or int(group["annealing_step"]) == group["steps"]
+
     def _training(self, chosen: Tensor) -> tasks.Examples:
         """This process's share of a part of the task's order, ready to train on."""
         share = self.ranks.share(len(chosen), self.config.batch_size)
@@ -291,9 +312,15 @@ class Experiment:
         self, batch: Tensor, targets: Tensor, tally: Tally, meanwhile: Callable[[], None] | None = None
     ) -> None:
         """One step; `meanwhile` is called once the device has its last evaluation to work on."""
+        evaluate = self.evaluation(batch, targets)
+        if self.captured_step is not None and self.captured_step.due():
+            self.progress.evaluations += self.captured_step(batch, targets)
+            if meanwhile is not None:
+                meanwhile()
+            self._stepped(tally)
+            return
         evaluations = 0
         total, wrong = tally.loss, tally.wrong
-        evaluate = self.evaluation(batch, targets)
 
         def closure() -> Tensor:
             nonlocal evaluations, total, wrong
@@ -310,22 +337,28 @@ class Experiment:
             self.optimizer.step(closure)
         finally:
             self.progress.evaluations += evaluations
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.progress.steps += 1
-        tally.steps += 1
+        self._stepped(tally)
         tally.loss, tally.wrong = total, wrong
         if self.config.acme:
             decision = self.optimizer.report.decision
             if decision is not None:
                 tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
 
+    def _stepped(self, tally: Tally) -> None:
+        """What follows a step of any kind."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.progress.steps += 1
+        tally.steps += 1
+
     def evaluation(self, batch: Tensor, targets: Tensor) -> Callable[[], Evaluation]:
         """A function that evaluates loss and gradient of a batch, as often as it is called."""
-        if not (self.config.compile and self.device.type == "cuda"):
+        if not self.captures:
             return lambda: self._evaluate(batch, targets)
         if self.captured is None:
             self.captured = CapturedEvaluation(self.model, self._evaluate, batch, targets)
+            if self.optimizer.param_groups[0].get("capturable"):
+                self.captured_step = CapturedStep(self.model, self.optimizer, self.captured)
         return partial(self.captured, batch, targets)
 
     def _evaluate(self, batch: Tensor, targets: Tensor) -> Evaluation:
@@ -430,6 +463,9 @@ class Experiment:
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].to(self.device)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         self.progress = Progress(**content["progress"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
 from acme import Acme as Published
-from acme import Decision, adapt
+from acme import Measured, Move
 
 MEMORY = 0.8  # decay rate, per look-ahead
 
@@ -16,23 +16,16 @@ class Acme(Published):
     The averages are kept in the group, so that a run can be resumed.
     """
 
-    def _leap_by_two(self, trial: Any, loss: Any) -> None:
-        (group,) = self.param_groups
-        before, interval, searching = group["step_size"], group["look_interval"], group["search_left"] > 0
-        super()._leap_by_two(trial, loss)
-        report = self.report
-        assert report is not None
-        if searching or report.decision is Decision.NON_FINITE:
-            return
-        latest = report.slope, report.look_ahead_slope, (report.loss - report.look_ahead_loss) / before
-        averages = group.setdefault("averaged_slopes", latest)
-        averages = group["averaged_slopes"] = tuple(
-            MEMORY * average + (1 - MEMORY) * value for average, value in zip(averages, latest, strict=True)
+    def decide(self, seen: Measured) -> Move:
+        move, (group,) = super().decide(seen), self.param_groups
+        latest = torch.stack([seen.p0, seen.p1, seen.l0 - seen.l1])
+        if group["search_left"] > 0 or not latest.isfinite().all():
+            return move
+        alpha = group["step_size"]  # of this look-ahead; what is seen is in units of it
+        per_unit = (latest / alpha).tolist()
+        averages = zip(group.get("averaged_slopes", per_unit), per_unit, strict=True)
+        averages = group["averaged_slopes"] = [MEMORY * old + (1 - MEMORY) * new for old, new in averages]
+        p0, p1, fall = latest.new_tensor(averages) * alpha
+        return move._replace(
+            step_size=super().decide(seen._replace(l1=seen.l0 - fall, p0=p0, p1=p1)).step_size
         )
-        slope, look_ahead_slope, fall = averages
-        memory = group["betas"][0] ** interval
-        target = adapt(
-            report.loss, report.loss - fall * before, slope, look_ahead_slope, before, memory
-        ).target
-        moved = memory * before + (1 - memory) * target
-        group["step_size"] = min(max(moved, before / 2), 2 * before)

@@ -10,48 +10,51 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from acme import Acme as Published
-from acme import Decision, adapt
+from acme import Measured, Move
 
 
 class Acme(Published):
     """`acme.Acme`, without `asam`; of one parameter group. The search, the first look-ahead and, after an interruption,
     the first one again are the published ones."""
 
-    _other: Callable[[], Any] | None = None
+    other: Callable[[], Any] | None = None  # the closure of the batch before
+    start: dict[str, float] | None = None  # that batch's loss where the step starts, and its slope
+
+    def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(model, *arguments, **options)
+        self.buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+
+    def decide(self, seen: Measured) -> Move:
+        start = {name: torch.full_like(seen.l0, value) for name, value in (self.start or {}).items()}
+        return super().decide(seen._replace(**start))
 
     def step(self, closure: Any = None, scaler: Any = None) -> Any:
-        other, self._other = self._other, closure
+        other, self.other = self.other, closure
         (group,) = self.param_groups
         if group["asam"]:
             raise ValueError("Invalid asam: True (expected False in this variant)")
-        if other is None or closure is None or group["look_in"] or group["search_left"]:
+        if other is None or closure is None or group["search_left"] or not self.looks():
             return super().step(closure, scaler)
         params = group["params"]
-        before, memory = group["step_size"], group["betas"][0] ** group["look_interval"]
-        interval = group["look_interval"]
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        buffers = [buffer.clone() for buffer in self.buffers]
         with torch.enable_grad():
             l0 = float(other().detach())
-        gradients = [p.grad.clone() for p in params]
-        weights = [p.detach().clone() for p in params]
-        for buffer, kept in zip(self._model.buffers(), buffers, strict=True):
-            buffer.copy_(kept)
+        gradients = [p.grad.double() for p in params]
+        weights = [p.detach().double() for p in params]
+        for buffer, before in zip(self.buffers, buffers, strict=True):
+            buffer.copy_(before)
         with self.step_in_parts(), torch.enable_grad():
             loss = closure()
             first = loss.detach().clone()
             self.look(loss)
-            slope = sum(
-                float(((w - p.detach()).double() * g.double()).sum())
-                for w, p, g in zip(weights, params, gradients, strict=True)
-            )
-            ahead = other()
-            self._trial.l0 = l0
-            self.leap(ahead)
-        report = self.report
-        if report.decision is not Decision.NON_FINITE:
-            numbers = l0, report.look_ahead_loss, slope / before, report.look_ahead_slope
-            moved = memory * before + (1 - memory) * adapt(*numbers, before, memory).target
-            group["step_size"] = moved if interval == 1 else min(max(moved, before / 2), 2 * before)
+            moves = [w - p.detach().double() for w, p in zip(weights, params, strict=True)]
+            p0 = sum(float((move * g).sum()) for move, g in zip(moves, gradients, strict=True))
+            self.start = {"l0": l0, "p0": p0}
+            try:
+                self.leap(other())
+            finally:
+                self.start = None
         return first

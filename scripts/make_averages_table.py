@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from make_tables import Column, Table, error_text, group_numbers, write_tables
-from peer_study import AVERAGED, METHODS, RARE, UNBIASED
+from peer_study import AVERAGED, KEPT, METHODS, RARE, UNBIASED
 from study import Group, caption_of, command_line, load_folder
 
 from icassp25.config import WHERE_AND_HOW, RunConfig
@@ -39,17 +39,19 @@ def without(config: RunConfig) -> RunConfig:
 def title_of(config: RunConfig) -> str:
     if config.optimizer != ACME:
         return METHODS[config.optimizer].title
-    return ("Adam" if config.adam else "SGD") + " + ACME"
+    return (
+        ("Adam" if config.adam else "SGD") + " + ACME" + ", step size kept" * (config.adapt_steps is not None)
+    )
 
 
 def averages_table(results: Path, name: str) -> Table:
-    varied = frozenset({"optimizer", "lr", *UNBIASED, *FLAGS})
+    varied = frozenset({"optimizer", "lr", *KEPT, *RARE, *UNBIASED, *FLAGS})
     own, left_out = load_folder(results / name / "averages", varied)
     wanted = {without(run.config) for run in own}
     beside, _ = load_folder(results / name / "peers", varied | {"epochs"})
     runs: list[Run] = own + [run for run in beside if without(run.config) in wanted]
     cells, numbers = [], []
-    for config in sorted(wanted, key=lambda one: (one.optimizer, one.adam, one.lr)):
+    for config in sorted(wanted, key=lambda one: (one.optimizer, one.adam, one.adapt_steps or 0, one.lr)):
         groups = {
             way: Group(
                 run
@@ -65,7 +67,8 @@ def averages_table(results: Path, name: str) -> Table:
             {"optimizer": title_of(config), "lr": config.lr, "way": way, **group_numbers(group)}
             for way, group in groups.items()
         ]
-    options = ", ".join(f"{option} {value:g}" for option, value in RARE.items())
+    kept = any(config.adapt_steps is not None for config in wanted)
+    options = ", ".join(f"{option} {value:g}" for option, value in (KEPT if kept else RARE).items())
     return Table(
         "averages",
         [

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables of `gain`, `adapt_every` and `search_steps`: what each costs in gradient evaluations, and the test error
+"""The tables of `gain`, `adapt_steps` and `search_steps`: what each costs in gradient evaluations, and the test error
 it ends with.
 
 Writes gain (one length of training), length (several) and variants (research/), .md, .tex and .csv, to OUT/STUDY, as
@@ -20,6 +20,7 @@ from icassp25.config import RunConfig
 VARIED = frozenset(
     {
         "gain",
+        "adapt_steps",
         "adapt_every",
         "search_steps",
         "unbiased_squares",
@@ -37,16 +38,18 @@ def averages_text(constant: bool, over: float, averaged: bool) -> str:
 
 
 FOLDERS = {
-    "gain": "ACME with a factor on its steps (gain), looking ahead rarely (adapt_every) and with a search for the start "
-    "(search_steps)",
+    "gain": "ACME with a factor on its steps (gain), looking ahead {cheap} and with a search for the start (search_steps)",
     "length": "The same options in trainings of several lengths",
     "variants": "Variants of ACME that were tried (research/)",
 }
 
 
+CHEAP = {"adapt_every": "rarely (adapt_every)", "adapt_steps": "in the first steps only (adapt_steps)"}
+
+
 def key(config: RunConfig) -> tuple[object, ...]:
     """What makes a row, in the order of the rows: epochs, the optimizer and its base, its options, its start."""
-    options = config.gain, config.adapt_every, config.search_steps
+    options = config.gain, config.adapt_every, config.adapt_steps or 0, config.search_steps
     base = config.acme, config.adam, config.unbiased_squares
     averages = config.no_annealing, config.anneal_over, config.average_weights
     return config.epochs, *base, *averages, *options, config.lr, config.acme_script
@@ -55,10 +58,16 @@ def key(config: RunConfig) -> tuple[object, ...]:
 def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
     runs, left_out = load_folder(results / name / folder, VARIED)
     beside = any(not run.config.acme for run in runs)
+    kept = any(run.config.adapt_steps is not None for run in runs)
+    rare = not kept or any(
+        run.config.adapt_every != 1 for run in runs
+    )  # in runs made before there was `adapt_steps`
+    names = ["adapt_every"] * rare + ["adapt_steps"] * kept
     cells, numbers = [], []
     for one in sorted({key(run.config) for run in runs}):
         group = Group(run for run in runs if key(run.config) == one)
-        epochs, acme, adam, unbiased, constant, over, averaged, gain, every, search, lr, script = one
+        epochs, acme, adam, unbiased, constant, over, averaged, gain, every, steps, search, lr, script = one
+        cheap = {"adapt_every": every, "adapt_steps": steps or None}
         title = ("Adam" if adam else "SGD") + " + ACME" * bool(acme) + ", unbiased squares" * bool(unbiased)
         title += averages_text(bool(constant), over, bool(averaged))
         if script != RunConfig.acme_script:
@@ -68,7 +77,7 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
             [
                 title,
                 f"{gain:g}" if acme else "—",
-                f"{every}" if acme else "—",
+                *(f"{cheap[name] or 'all'}" if acme else "—" for name in names),
                 f"{search}" if acme else "—",
                 f"{lr:g}",
                 f"{epochs}",
@@ -82,7 +91,7 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
             {
                 "optimizer": title,
                 "gain": gain,
-                "adapt_every": every,
+                **{name: cheap[name] for name in names},
                 "search_steps": search,
                 "lr": lr,
                 "epochs": epochs,
@@ -95,7 +104,7 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
         [
             Column("Optimizer"),
             Column("gain"),
-            Column("adapt_every"),
+            *map(Column, names),
             Column("search_steps"),
             Column("start"),
             Column("Epochs"),
@@ -105,7 +114,7 @@ def gain_table(results: Path, name: str, folder: str = "gain") -> Table:
             Column("Seeds"),
         ],
         cells,
-        f"{FOLDERS[folder]}{', beside SGD with a cosine' * beside}: gradient evaluations of a run, the step size at its end "
+        f"{FOLDERS[folder].format(cheap=' or '.join(CHEAP[name] for name in names))}{', beside SGD with a cosine' * beside}: gradient evaluations of a run, the step size at its end "
         "and the test error after the last epoch. The start is the initial step size"
         f"{'; the learning rates of SGD are not chosen by anything here' * beside}. {caption_of(runs)}.",
         left_out,

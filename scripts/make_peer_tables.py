@@ -115,6 +115,8 @@ def peers_table(study: PeerStudy) -> Table:
             | prefixed("default", {} if method.acme else untuned.numbers())
             | prefixed("tuned", {} if method.acme else searched.numbers())
         )
+    words_of = {"kept": "a step size that is kept", "rare": "rare look-aheads"}
+    cheap = " or ".join(words_of[way] for way in study.cheap)
     names = list(dict.fromkeys(name for row in numbers for name in row))
     numbers = [{name: row.get(name) for name in names} for row in numbers]
     return Table(
@@ -134,7 +136,7 @@ def peers_table(study: PeerStudy) -> Table:
         f"ACME beside its peers, at the same epochs: test error in % after the last epoch ({words(study)}) from the "
         f"default scale, from the scale of {len(study.scales)} with the lowest last-epoch validation error (chosen with the "
         "first seed, and used with all), and from the worst scale (mean over seeds); gradient evaluations and seconds of one run. "
-        "The differences are those of ACME with the same base (SGD or Adam) and rare look-aheads, with averaged weights and Adam's with "
+        f"The differences are those of ACME with the same base (SGD or Adam) and {cheap}, with averaged weights and Adam's with "
         "unbiased squares if they have been run (as published beside SAM and "
         "ASAM, which evaluate twice a step), from its default, in percentage points, paired "
         f"by seed, with their 95 % confidence interval by Student's t. {study.whole_caption}.",
@@ -273,6 +275,11 @@ def budget_table(study: PeerStudy) -> Table | None:
 def summary(study: PeerStudy) -> list[str]:
     lines = []
     for key in (
+        "sgd-acme-kept-averaged",
+        "adam-acme-kept-averaged",
+        "sgd-acme-kept",
+        "adam-acme-kept-unbiased",
+        "adam-acme-kept",
         "sgd-acme-averaged",
         "adam-acme-averaged",
         "sgd-acme-rare",

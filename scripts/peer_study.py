@@ -20,10 +20,12 @@ from icassp25.peers import ACME, ACME_LR, PEERS, default_lr
 from icassp25.runlog import Run
 
 ADAM_LR = 0.001  # ACME's initial step size with Adam in the sweeps: Adam's customary default
-RARE = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
+KEPT = {"gain": 2.0, "adapt_steps": 60, "search_steps": 20}
 """How ACME is used at about one evaluation a step (docs/price.md); else these options are the published ones."""
-UNBIASED = {**RARE, "unbiased_squares": True}
-"""The same with Adam's squared average begun where bias correction expects it."""
+RARE = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
+"""How it was used before there was `adapt_steps`, in the committed runs."""
+UNBIASED = {"unbiased_squares": True}
+"""With either, Adam's squared average begun where bias correction expects it."""
 AVERAGED = {"no_annealing": False, "anneal_over": 1.5, "average_weights": True}
 """Beside either: averaged weights, of steps that are annealed to a quarter."""
 EQUAL = {"limit_train_batches": 0.83}
@@ -31,16 +33,16 @@ EQUAL = {"limit_train_batches": 0.83}
 PUBLISHED = {
     field.name: field.default
     for field in fields(RunConfig)
-    if field.name in {**UNBIASED, **AVERAGED, **EQUAL}
+    if field.name in {**KEPT, **RARE, **UNBIASED, **AVERAGED, **EQUAL}
 }
 """The same options, as they are published."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables, a line of the figures. ACME is there with rare look-aheads (with Adam also with unbiased
-    squares), with averaged weights besides, as published, and in two ways for fewer steps, with averaged weights and as
-    published."""
+    """A row of the tables, a line of the figures. ACME is there with a step size that is kept, and with rare look-aheads
+    (each with Adam also with unbiased squares, and with averaged weights besides), as published, and in two ways for fewer
+    steps, with averaged weights and as published."""
 
     key: str
     title: str
@@ -51,6 +53,7 @@ class Method:
     source: str
     acme: bool = False
     shortened: bool = False  #: for no more evaluations than one in each step; from the default only
+    cheap: str = ""  #: how ACME takes about one evaluation a step, "kept" or "rare"; else none
 
 
 def _peer_methods() -> list[Method]:
@@ -71,17 +74,35 @@ def _peer_methods() -> list[Method]:
 def _acme_methods() -> list[Method]:
     decay = "weight decay decoupled"
     own = f"no schedule but ACME's own annealing; {decay}"
-    options = ", ".join(f"{name} {value:g}" for name, value in RARE.items())
-    rarely = "about 1.1 evaluations a step"
-    with_adam, share = f"{options}, with Adam unbiased_squares", EQUAL["limit_train_batches"]
+    rarely, share = "about 1.1 evaluations a step", EQUAL["limit_train_batches"]
     averaged = f"{rarely}; ACME's own annealing to a quarter, tested at the polynomial-decay average of the weights; {decay}"
+
+    def cheap(
+        way: str, mark: str, words: str, alone: str, options: dict[str, float]
+    ) -> list[tuple[str, ...]]:
+        text = ", ".join(f"{name} {value:g}" for name, value in options.items())
+        with_adam = f"{text}, with Adam unbiased_squares: {averaged}"
+        return [
+            (way, f"{mark}-averaged", f"{words}, averaged weights", with_adam),
+            (
+                way,
+                f"{mark}-unbiased",
+                f"{words}, unbiased squares",
+                f"{text}, unbiased_squares: {rarely}; {own}",
+            ),
+            (way, f"-{way}", alone, f"{text}: {rarely}; {own}"),
+            (way, f"{mark}-equal", f"{words}, averaged weights, {share:g} of the steps", with_adam),
+        ]
+
+    *kept, kept_equal = cheap("kept", "-kept", ", step size kept", ", step size kept", KEPT)
+    *rare, rare_equal = cheap("rare", "", "", ", rare look-ahead", RARE)
     ways = (
-        ("-averaged", ", averaged weights", f"{with_adam}: {averaged}"),
-        ("-unbiased", ", unbiased squares", f"{options}, unbiased_squares: {rarely}; {own}"),
-        ("-rare", ", rare look-ahead", f"{options}: {rarely}; {own}"),
-        ("", "", f"as published, two evaluations a step; {own}"),
-        ("-equal", f", averaged weights, {share:g} of the steps", f"{with_adam}: {averaged}"),
-        ("-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
+        *kept,
+        *rare,
+        ("", "", "", f"as published, two evaluations a step; {own}"),
+        kept_equal,
+        rare_equal,
+        ("", "-half", ", half the epochs", f"as published, two evaluations a step; {own}"),
     )
     return [
         Method(
@@ -93,11 +114,12 @@ def _acme_methods() -> list[Method]:
             how,
             "this repository",
             acme=True,
-            shortened=suffix in ("-equal", "-half"),
+            shortened=suffix.endswith(("-equal", "-half")),
+            cheap=way,
         )
-        for suffix, words, how in ways
+        for way, suffix, words, how in ways
         for family, default in (("SGD", ACME_LR), ("Adam", ADAM_LR))
-        if family == "Adam" or suffix != "-unbiased"
+        if family == "Adam" or not suffix.endswith("-unbiased")
     ]
 
 
@@ -160,6 +182,12 @@ class PeerStudy:
         return [method for method in self.methods if not method.shortened]
 
     @property
+    def cheap(self) -> list[str]:
+        """The ways in which ACME takes about one evaluation a step here."""
+        there = dict.fromkeys(METHODS[key].cheap for key in METHODS if key in self.runs)
+        return [way for way in there if way] or ["kept"]
+
+    @property
     def scales(self) -> list[float]:
         return sorted({scale for by_scale in self.runs.values() for scale in by_scale})
 
@@ -211,7 +239,7 @@ class PeerStudy:
             timed = key.removesuffix("-half").replace("-equal", "-averaged")
             # What differs in the averages' first values alone takes as long.
             if timed not in self.step_seconds:
-                timed = timed.replace("-unbiased", "-rare")
+                timed = timed.replace("-kept-unbiased", "-kept").replace("-unbiased", "-rare")
             steps, step = self.cost(key, "steps"), self.step_seconds.get(timed)
             return steps * step if steps is not None and step is not None else None
         values = [
@@ -228,20 +256,23 @@ class PeerStudy:
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
     def counterpart(self, method: Method, equal: bool = False) -> Method:
-        """ACME with the same base and about as many evaluations in as many epochs; of the ways with rare look-aheads the
+        """ACME with the same base and about as many evaluations in as many epochs; of the ways with about one a step the
         first that has been run from its default: averaged weights, unbiased squares, neither. `equal`: before these
         averaged weights for so many steps that there are no more evaluations."""
         base = f"{method.family.lower()}-acme"
         if method.key in PEERS and PEERS[method.key].evaluations > 1:
             return METHODS[base]
-        ways = [f"{base}{suffix}" for suffix in ("-equal", "-averaged", "-unbiased", "-rare")]
-        return METHODS[next((key for key in ways[not equal :] if self.runs.get(key, {}).get(1.0)), ways[-1])]
+        ways = [key for key, other in METHODS.items() if other.cheap in self.cheap and key.startswith(base)]
+        ways = [key for key in ways if not METHODS[key].shortened]
+        if equal:
+            ways = [f"{base}-kept-equal", f"{base}-equal", *ways]
+        return METHODS[next((key for key in ways if self.runs.get(key, {}).get(1.0)), ways[-1])]
 
     def missing(self, shortened: bool = False) -> list[str]:
         """What the sweep would still run; `shortened`: those runs, too."""
         notes = []
         for method in METHODS.values():
-            if method.shortened and not shortened:
+            if (method.shortened and not shortened) or (method.cheap and method.cheap not in self.cheap):
                 continue
             scales = [1.0] if method.shortened else self.scales
             wanted = len(scales) * len(self.seeds)
@@ -320,15 +351,14 @@ def _method(config: RunConfig, epochs: int) -> Method | None:
         return METHODS[config.optimizer] if config.epochs == epochs and own == PUBLISHED else None
     if not config.acme or config.asam or config.nesterov or config.epochs not in (epochs, (epochs + 1) // 2):
         return None
-    averaged = {**PUBLISHED, **(UNBIASED if config.adam else RARE), **AVERAGED}
-    ways = {
-        "": PUBLISHED,
-        "-rare": {**PUBLISHED, **RARE},
-        "-averaged": averaged,
-        "-equal": {**averaged, **EQUAL},
-    }
-    if config.adam:
-        ways["-unbiased"] = {**PUBLISHED, **UNBIASED}
+    ways = {"": PUBLISHED}
+    for way, mark, options in (("-kept", "-kept", KEPT), ("-rare", "", RARE)):
+        ways[way] = {**PUBLISHED, **options}
+        best = {**ways[way], **(UNBIASED if config.adam else {})}
+        ways[f"{mark}-averaged"] = {**best, **AVERAGED}
+        ways[f"{mark}-equal"] = {**best, **AVERAGED, **EQUAL}
+        if config.adam:
+            ways[f"{mark}-unbiased"] = best
     suffix = next((suffix for suffix, options in ways.items() if options == own), None)
     if config.epochs != epochs:
         suffix = "-half" if suffix == "" else None

@@ -42,6 +42,22 @@ WIDE = 2.4  # ACME's lines, which all others are compared with
 LOOKS: dict[str, dict[str, Any]] = {
     "sgd-acme-averaged": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
     "adam-acme-averaged": {"color": BLUE, "marker": "o", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "sgd-acme-kept-averaged": {"color": BLUE, "marker": "D", "linewidth": WIDE, "markersize": 4, "zorder": 4},
+    "adam-acme-kept-averaged": {
+        "color": BLUE,
+        "marker": "D",
+        "linewidth": WIDE,
+        "markersize": 4,
+        "zorder": 4,
+    },
+    "sgd-acme-kept": {"color": BLACK, "marker": "D", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
+    "adam-acme-kept-unbiased": {
+        "color": BLACK,
+        "marker": "D",
+        "linestyle": ":",
+        "linewidth": WIDE,
+        "zorder": 3,
+    },
     "sgd-acme-rare": {"color": BLACK, "marker": "o", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
     "adam-acme-unbiased": {"color": BLACK, "marker": "o", "linestyle": ":", "linewidth": WIDE, "zorder": 3},
     "sgd-acme": {"color": SKY, "marker": "o", "linestyle": "--", "linewidth": WIDE, "zorder": 3},
@@ -56,8 +72,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "dadapt-adam": {"color": PURPLE, "marker": "v", "linestyle": "--"},
     "asam": {"color": BROWN, "marker": "P", "linestyle": ":"},
 }
-"""Line styles; colours that colour-blind readers tell apart are used once in each family. The published Adam + ACME with
-rare look-aheads, without unbiased squares, is in the tables only."""
+"""Line styles; colours that colour-blind readers tell apart are used once in each family, but for ACME with a kept step
+size and with rare look-aheads. Adam + ACME with either, without unbiased squares, is in the tables only."""
 
 
 def shown(study: PeerStudy, family: str) -> list[Method]:

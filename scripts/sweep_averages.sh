@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Annealed steps, averaged weights, neither, both, or averaged weights of steps annealed to a quarter: ACME with rare
-# look-aheads (Adam's with unbiased squares) from its default, and without annealing from six decades around it, torch's
+# Annealed steps, averaged weights, neither, both, or averaged weights of steps annealed to a quarter: ACME that keeps its
+# step size (Adam's with unbiased squares) from its default, and without annealing from six decades around it, torch's
 # SGD and AdamW from once and ten times theirs.
 #
 #   PRESET=smoke|quick|short|text|digits|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_averages.sh [--slurm]
@@ -12,7 +12,7 @@
 OPTIONS+=(--validation "$PEER_VALIDATION")
 averaged=(--no-annealing --average-weights)
 partly=(--anneal-over 1.5 --average-weights)
-rare=(--acme --gain 2 --adapt-every 10 --search-steps 20)
+kept=(--acme --gain 2 --adapt-steps 60 --search-steps 20)
 for seed in $PEER_SEEDS; do
     ways() { # NAME, the names of the annealed and of the partly annealed run, OPTION…
         local options=(--seed "$seed" "${@:4}")
@@ -21,8 +21,9 @@ for seed in $PEER_SEEDS; do
         run "averages/$1.neither.seed$seed" "${options[@]}" --no-annealing
         run "averages/$1.both.seed$seed"    "${options[@]}" --average-weights
     }
-    ways sgd-acme peers/sgd-acme-rare.x1 peers/sgd-acme-averaged.x1 --lr 0.1 "${rare[@]}"
-    ways adam-acme peers/adam-acme-unbiased.x1 peers/adam-acme-averaged.x1 --lr 0.001 --adam "${rare[@]}" --unbiased-squares
+    ways sgd-acme-kept peers/sgd-acme-kept.x1 peers/sgd-acme-kept-averaged.x1 --lr 0.1 "${kept[@]}"
+    ways adam-acme-kept peers/adam-acme-kept-unbiased.x1 peers/adam-acme-kept-averaged.x1 --lr 0.001 --adam "${kept[@]}" \
+        --unbiased-squares
     for power in 0 1; do
         scale=x$((10 ** power))
         sgd=(--lr 0.1e$power --optimizer sgd)
@@ -34,9 +35,9 @@ for seed in $PEER_SEEDS; do
     done
     for power in 0 -1 1 -2 2 -3 3; do
         scale=x$(LC_ALL=C printf %g "1e$power")
-        run "averages/sgd-acme.$scale.averaged.seed$seed"  --seed "$seed" --lr 0.1e$power "${rare[@]}" "${averaged[@]}"
-        run "averages/adam-acme.$scale.averaged.seed$seed" --seed "$seed" --lr 0.001e$power --adam "${rare[@]}" --unbiased-squares \
-            "${averaged[@]}"
+        run "averages/sgd-acme-kept.$scale.averaged.seed$seed"  --seed "$seed" --lr 0.1e$power "${kept[@]}" "${averaged[@]}"
+        run "averages/adam-acme-kept.$scale.averaged.seed$seed" --seed "$seed" --lr 0.001e$power --adam "${kept[@]}" \
+            --unbiased-squares "${averaged[@]}"
     done
 done
 report

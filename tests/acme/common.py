@@ -89,7 +89,10 @@ def snapshot(model: nn.Module, optimizer: Acme) -> dict:
         for i, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    groups = [
+        {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in g.items() if k != "params"}
+        for g in optimizer.param_groups
+    ]
     return {
         "model": {k: v.clone() for k, v in model.state_dict().items()},
         "state": state,

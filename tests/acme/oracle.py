@@ -57,7 +57,7 @@ class Oracle:
     def __init__(
         self, w: Tensor, sizes: list[int], is_weight: list[bool], groups: list[int], *, lr, betas, weight_decay,
         rho, eta, epsilon=1e-8, acme=False, adam=False, asam=False, nesterov=False, bias_correction=False,
-        total_steps=50_000, max_grad_norm=None, gain=1.0, adapt_every=1, search_steps=0,
+        total_steps=50_000, max_grad_norm=None, gain=1.0, adapt_steps=None, search_steps=0,
         unbiased_squares=False,
     ) -> None:  # fmt: skip
         self.w = w.clone()
@@ -76,8 +76,7 @@ class Oracle:
         self.epsilon, self.total_steps, self.bias_correction = epsilon, total_steps, bias_correction
         self.acme, self.adam, self.asam, self.nesterov = acme, adam, asam, nesterov
         self.max_grad_norm = max_grad_norm
-        self.gain, self.adapt_every = gain, adapt_every
-        self.interval, self.since, self.moves = 1, 0, []
+        self.gain, self.adapt_steps = gain, adapt_steps
         self.search_left, self.search_latest = search_steps, 0
         self.unbiased_squares = unbiased_squares
         self.m = self.v = None
@@ -92,6 +91,14 @@ class Oracle:
         if self.max_grad_norm is None:
             return g
         return g * min(self.max_grad_norm / (g.norm().item() + 1e-6), 1.0)
+
+    def mean_square(self, g: Tensor) -> Tensor:
+        return torch.cat([(part**2).mean().expand(len(part)) for part in g.split(self.sizes)])
+
+    def begin(self, g: Tensor) -> None:
+        """With unbiased squares: v / bc2 begins at the mean square of a parameter's first gradient that is not zero."""
+        if self.unbiased_squares:
+            self.v = torch.where(self.v == 0, self.mean_square(g) * (1 - self.beta2**self.t), self.v)
 
     def update(self, g: Tensor) -> float:
         D, b = self.D(), self.beta1
@@ -110,43 +117,42 @@ class Oracle:
         if self.m is None:
             first = self.clip(g0)
             self.m = (1 - self.beta1) * first if self.bias_correction else first.clone()
-            self.v = torch.cat([(part**2).mean().expand(len(part)) for part in first.split(self.sizes)])
-            if self.unbiased_squares:  # v / bc2 is the mean square
-                self.v = self.v * (1 - self.beta2**self.t)
+            self.v = 0 * first if self.unbiased_squares else self.mean_square(first)
+        self.begin(self.clip(g0))
         g = g0
         if self.asam:
             s = g0 / self.D() if self.adam else g0
             T = torch.where(self.weight, self.w.abs() + self.eta, 1.0)
             _, g = f(self.w + self.rho * T**2 * s / ((T * s).norm() + 1e-16))
         g = self.clip(g)
+        self.begin(g)
         self.update(g)
         d = self.m / self.D()
         done = min(self.done / self.total_steps, 1.0) if self.total_steps else 0.0
         annealing = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
         b = self.beta1
         gamma = self.gain * 2 * (1 - b) / (1 + b) * (1 + 2 * b) / (2 - b) * annealing
-        self.since += 1
-        if not self.acme or self.since < self.interval:
+        self.done += 1
+        if not self.acme or (self.adapt_steps is not None and self.done > self.adapt_steps):
             size = gamma * self.alpha if self.acme else self.alpha
             direction = self.beta1 * d + (1 - self.beta1) * g / self.D() if self.nesterov else d
             self.w = (self.w - size * direction) * (1 - size * self.decay)
             self.t += 1
-            self.done += 1
             self.code = None
             return l0
         l1, g1 = f(self.w - self.alpha * d)
         # The joint direction is α·d: a step of 1.
         p0, p1 = (self.alpha * d * g0).sum().item(), (self.alpha * d * g1).sum().item()
-        memory = self.first_beta1**self.since
+        self.begin(self.clip(g1))
+        memory = self.first_beta1
         target, step, self.code = plain_adapt(l0, l1, p0, p1, 1.0, memory)
         if self.search_left > 0:
             factor, over = plain_search(l0, l1, p0, p1, self.search_latest)
             self.search_left = 0 if over else self.search_left - 1
             self.search_latest = 1 if factor > 1 else -1 if factor < 1 else self.search_latest
             if not (over and factor == 1):
-                self.alpha, self.applied, self.since = self.alpha * factor, 0.0, 0
+                self.alpha, self.applied = self.alpha * factor, 0.0
                 self.t += 1
-                self.done += 1
                 return l0
             memory, target = 0.0, factor
         a = gamma * (step if l1 > l0 else 1.0) * self.alpha
@@ -155,18 +161,8 @@ class Oracle:
         if self.nesterov:
             direction = b * d + (1 - b) * self.clip(g0 if l1 > l0 else g1) / self.D()
         self.w = (self.w - a * direction) * (1 - a * self.decay)
-        change = memory + (1 - memory) * target
-        self.alpha = self.alpha * (change if self.since == 1 else min(max(change, 0.5), 2.0))
-        # The trend: an exponential average of τ/α - 1 that begins with the first.
-        self.since = 0
-        if memory > 0:  # not the end of a search
-            self.moves.append(min(max(target - 1, -1.0), 1.0))
-            trend = self.moves[0] * 0.8 ** (len(self.moves) - 1)
-            trend += sum(0.2 * move * 0.8**age for age, move in enumerate(reversed(self.moves[1:])))
-            interval = 2 * self.interval if abs(trend) < 0.5 else self.interval // 2
-            self.interval = max(min(interval, self.adapt_every), 1)
+        self.alpha = self.alpha * (memory + (1 - memory) * target)
         if l1 < l0:
             self.update(self.clip(g1))
         self.t += 1
-        self.done += 1
         return l0

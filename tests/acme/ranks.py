@@ -79,8 +79,8 @@ def ddp(folder: Path) -> None:
             inner = small_net(dtype)
             model = DistributedDataParallel(inner)
             # Half of the modes know the wrapped model, the other half has to find the ranks by itself.
-            rarely = dict(gain=1.5, adapt_every=3, search_steps=6) if name == "long" and mode["acme"] else {}
-            optimizer = Acme(model if mode["nesterov"] else inner, start(mode), **mode, **rarely)
+            kept = dict(gain=1.5, adapt_steps=30, search_steps=6) if name == "long" and mode["acme"] else {}
+            optimizer = Acme(model if mode["nesterov"] else inner, start(mode), **mode, **kept)
             trace = train(model, optimizer, range(steps), rank)
             assert optimizer.param_groups[0]["t"] > 1
             assert_equal_on_all_ranks([*whole(model), trace, optimizer.param_groups[0]["step_size"]])

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: the same numbers as on the CPU, and one wait for the device a step."""
+"""What only a CUDA device can show: the same numbers as on the CPU, waits for the device counted, graphs of the caller."""
 
 import csv
 from dataclasses import replace
@@ -11,7 +11,6 @@ from torch import nn
 from acme import Acme
 from benchmarks.device import waits
 from icassp25 import train
-from icassp25.capture import CapturedEvaluation
 from icassp25.config import RunConfig
 from icassp25.parts import Parts
 
@@ -22,21 +21,28 @@ def cuda_net(dtype=torch.float64) -> nn.Module:
     return net(dtype).cuda()
 
 
-compiled = pytest.mark.parametrize("compile", [False, True], ids=("as it is", "compiled"))
+ways = pytest.mark.parametrize(
+    "way",
+    [{}, {"compile": True}, {"capturable": True}, {"compile": True, "capturable": True}],
+    ids=lambda way: "+".join(way) or "-",
+)
 
 
 @all_modes
-@compiled
-def test_same_as_on_the_cpu(mode, compile) -> None:
-    """Compiled, the work is captured after a few steps (tests/acme/test_captured.py) and replayed from then on."""
+@ways
+def test_same_as_on_the_cpu(mode, way) -> None:
     results = []
     for device in ("cpu", "cuda"):
         model = net().to(device)
         data = [(x.to(device), y.to(device)) for x, y in batches()]
         optimizer = Acme(
-            model, start(mode), **mode, max_grad_norm=1.0, weight_decay=0.01,
-            compile=compile and device == "cuda",
-        )  # fmt: skip
+            model,
+            start(mode),
+            **mode,
+            max_grad_norm=1.0,
+            weight_decay=0.01,
+            **(way if device == "cuda" else {}),
+        )
         reports = []
         for i in range(25):
             optimizer.step(make_closure(model, optimizer, data[i % 4]))
@@ -46,60 +52,27 @@ def test_same_as_on_the_cpu(mode, compile) -> None:
     torch.testing.assert_close(cpu, cuda, rtol=1e-6, atol=1e-8)
     assert [r.decision for r in reports] == [r.decision for r in others]
     assert [r.evaluations for r in reports] == [r.evaluations for r in others]
-    assert not compile or len(optimizer._plan.graphs.graphs) >= 2
 
 
 @all_modes
-@compiled
-def test_one_wait_a_step(mode, compile) -> None:
+@ways
+def test_one_wait_a_step_or_none(mode, way) -> None:
     model = cuda_net(torch.float32)
     x, y = (t.cuda() for t in batches(1, torch.float32)[0])
-    optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0, compile=compile)
+    optimizer = Acme(model, start(mode), **mode, max_grad_norm=1.0, **way)
     closure = make_closure(model, optimizer, (x, y))
     for _ in range(6):
         optimizer.step(closure)
-    assert waits(lambda: optimizer.step(closure)) == 1
-
-
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"] or mode["asam"]])
-@compiled
-def test_a_gradient_that_becomes_zero(mode, compile) -> None:
-    """Noticed at the end of a step only: the step is taken anew, and the numbers are the CPU's."""
-    results = []
-    for device in ("cpu", "cuda"):
-        model = net().to(device)
-        x, y = (t.to(device) for t in batches(1)[0])
-        optimizer = Acme(model, start(mode), **mode, compile=compile and device == "cuda")
-        evaluations = 0
-
-        def closure(model=model, optimizer=optimizer, x=x, y=y):
-            nonlocal evaluations
-            evaluations += 1
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), y)
-            loss.backward()
-            if 5 <= step < 8:  # noqa: B023
-                model[0].weight.grad.zero_()
-            return loss
-
-        for step in range(10):
-            before = model[0].weight.detach().clone()
-            optimizer.step(closure)
-            assert torch.equal(before, model[0].weight) == (5 <= step < 8)
-        results.append((vector(model.parameters()).cpu(), [b.cpu() for b in model.buffers()], evaluations))
-    (cpu, cpu_buffers, evaluated), (cuda, cuda_buffers, again) = results
-    torch.testing.assert_close(cpu, cuda, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(cpu_buffers, cuda_buffers, rtol=1e-6, atol=1e-8)
-    assert again - evaluated == 1 + mode["acme"] + mode["asam"]  # once, at the first of them
+    assert waits(lambda: optimizer.step(closure)) == (0 if way.get("capturable") else 1)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode["acme"] or mode["asam"]])
 @pytest.mark.parametrize("evaluation", [0, 1])
-@compiled
-def test_non_finite(mode, evaluation, compile) -> None:
+@ways
+def test_non_finite(mode, evaluation, way) -> None:
     model = cuda_net()
     x, y = (t.cuda() for t in batches(1)[0])
-    optimizer = Acme(model, start(mode), **mode, compile=compile)
+    optimizer = Acme(model, start(mode), **mode, **way)
 
     def spoil(call, loss):
         if call == evaluation + 1:
@@ -111,7 +84,7 @@ def test_non_finite(mode, evaluation, compile) -> None:
     before = vector(model.parameters()).clone(), [b.clone() for b in model.buffers()]
     averages = [s["exp_avg"].clone() for s in optimizer.state.values()]
     closure = make_closure(model, optimizer, (x, y), spoil)
-    if evaluation == 1 and not mode["asam"]:
+    if evaluation == 1 and not mode["asam"] or way.get("capturable"):
         optimizer.step(closure)
         assert optimizer.report.decision == -1
         assert torch.equal(before[0], vector(model.parameters()))
@@ -144,30 +117,57 @@ def test_float16_with_a_scaler(mode) -> None:
 
 
 @all_modes
-def test_a_captured_closure(mode) -> None:
-    """The closure's own graph beside the optimizer's, with dropout: the numbers of the same without graphs."""
+@pytest.mark.parametrize("compile", [False, True], ids=("as it is", "compiled"))
+def test_captured_by_the_caller(mode, compile) -> None:
+    """As in docs/compile.md: evaluation and parts as graphs, with BatchNorm and dropout; the numbers of ordinary steps."""
     results = []
     for captured in (False, True):
         model = net(torch.float32, dropout=0.2).cuda()
-        x, y = (t.cuda() for t in batches(1, torch.float32)[0])
-        optimizer = Acme(model, start(mode), **mode, compile=captured)
+        data = [(x.cuda(), y.cuda()) for x, y in batches(4, torch.float32)]
+        x, y = (t.clone() for t in data[0])
+        optimizer = Acme(model, start(mode), **mode, compile=compile and captured, capturable=captured)
 
-        def evaluate(x, y, model=model, optimizer=optimizer):
+        def evaluate(model=model, optimizer=optimizer, x=x, y=y):
             optimizer.zero_grad()
-            logits = model(x)
-            loss = nn.functional.cross_entropy(logits, y)
+            loss = nn.functional.cross_entropy(model(x), y)
             loss.backward()
-            return loss, logits
+            return loss.detach()
 
         torch.manual_seed(3)
-        captured_evaluation = CapturedEvaluation(model, evaluate, x, y) if captured else None
-        losses = []
-        for _ in range(12):
-            if captured_evaluation is not None:
-                losses.append(float(optimizer.step(lambda c=captured_evaluation, x=x, y=y: c(x, y)[0])))
-            else:
-                losses.append(float(optimizer.step(lambda e=evaluate, x=x, y=y: e(x, y)[0])))
-        results.append((torch.tensor(losses), vector(model.parameters()), list(model.buffers())))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                optimizer.step(evaluate)
+            optimizer.zero_grad()
+        torch.cuda.current_stream().wait_stream(stream)
+        step = lambda optimizer=optimizer, evaluate=evaluate: optimizer.step(evaluate)
+        if captured:
+            evaluation, parts, buffers = torch.cuda.CUDAGraph(), [], list(model.buffers())
+            kept = [buffer.clone() for buffer in buffers]
+            with torch.cuda.graph(evaluation):
+                loss = evaluate()
+            with optimizer.step_in_parts():
+                while optimizer.next_part is not None:
+                    parts.append(torch.cuda.CUDAGraph())
+                    with torch.cuda.graph(parts[-1]):
+                        getattr(optimizer, optimizer.next_part)(loss)
+                        first = len(parts) == 1
+                        torch._foreach_copy_(*((kept, buffers) if first else (buffers, kept)))
+
+            def step(evaluation=evaluation, parts=parts):
+                generator = torch.cuda.get_rng_state()
+                for part in parts:
+                    torch.cuda.set_rng_state(generator)
+                    evaluation.replay()
+                    part.replay()
+
+        for i in range(12):
+            x.copy_(data[i % 4][0])
+            y.copy_(data[i % 4][1])
+            step()
+        report = optimizer.report
+        results.append((vector(model.parameters()), list(model.buffers()), report.loss, report.step_size))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
 
 

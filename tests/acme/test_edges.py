@@ -22,7 +22,7 @@ from acme import Acme
 
 
 class Partly(nn.Module):
-    """`used` always gets a gradient; `late` gets one from the moment `wait` ends; `zero` gets zeros; `never` none."""
+    """`used` always gets a gradient, `late` from the moment `wait` ends, `never` never; `zero` gets zeros."""
 
     def __init__(self, dtype=torch.float64) -> None:
         super().__init__()
@@ -41,8 +41,9 @@ class Partly(nn.Module):
 
 
 @all_modes
-def test_absent_and_zero_gradients_take_no_part(mode) -> None:
+def test_absent_gradients_take_no_part(mode) -> None:
     model = Partly()
+    model.zero_weight.requires_grad_(False)
     optimizer = Acme(model, start(mode), **mode, weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses = [optimizer.step(loss_closure(model, optimizer)).item() for _ in range(10)]
@@ -50,13 +51,54 @@ def test_absent_and_zero_gradients_take_no_part(mode) -> None:
     for name, p in model.named_parameters():
         moved = not torch.equal(p, before[name])
         assert moved == (name in ("used_weight", "scalar")), name
-        assert (p in optimizer.state) == moved, name
+        assert (p in optimizer.state) == (moved or name == "empty"), name
 
     # The same trajectory as a model that has only what took part.
     alone = Partly()
     parts = [(name, p) for name, p in alone.named_parameters() if name in ("used_weight", "scalar")]
     other = Acme(parts, start(mode), **mode, weight_decay=0.1)
     assert losses == [other.step(loss_closure(alone, other)).item() for _ in range(10)]
+
+
+@all_modes
+def test_gradients_of_zeros_are_gradients(mode) -> None:
+    """They move a parameter as its averages and its decay would, and change nothing for the others."""
+    results = []
+    for zeros in (False, True):
+        model = Partly()
+        model.zero_weight.requires_grad_(zeros)
+        optimizer = Acme(model, start(mode), **mode, weight_decay=0.1)
+        before, factor = model.zero_weight.detach().clone(), 1.0
+        for _ in range(6):
+            optimizer.step(loss_closure(model, optimizer))
+            factor *= 1 - 0.1 * optimizer.report.applied
+        # ASAM's norm, too, counts zeros: nothing else does.
+        results.append(vector([model.used_weight, model.scalar]))
+        torch.testing.assert_close(model.zero_weight.detach(), before * (factor if zeros else 1))
+        assert (model.zero_weight in optimizer.state) == zeros
+    assert not any(value.any() for value in optimizer.state[model.zero_weight].values())
+    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
+
+
+@all_modes
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_gradients_that_become_zeros(mode, unbiased) -> None:
+    """A parameter goes on along its average, which decays, as in torch's Adam and SGD with momentum."""
+    model, data = net(), batches()
+    unbiased = dict(bias_correction=True, unbiased_squares=True) if unbiased and mode["adam"] else {}
+    optimizer = Acme(model, 0.1 * start(mode), **mode, **unbiased)
+    train(model, optimizer, data, 3)
+    average = optimizer.state[model[4].weight]["exp_avg"].clone()
+
+    def zeros(call, loss):
+        model[4].weight.grad.zero_()
+        return loss
+
+    moved = model[4].weight.detach().clone()
+    optimizer.step(make_closure(model, optimizer, data[0], zeros))
+    assert not torch.equal(moved, model[4].weight)
+    updates = 1 + (mode["acme"] and optimizer.report.look_ahead_loss < optimizer.report.loss)
+    torch.testing.assert_close(optimizer.state[model[4].weight]["exp_avg"], average * 0.9**updates)
 
 
 @all_modes
@@ -93,8 +135,8 @@ def test_gradient_that_pauses(mode) -> None:
 
 @all_modes
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("gradients", ["none", "zero"])
-def test_nothing_to_do_changes_nothing(mode, begun, gradients) -> None:
+@pytest.mark.filterwarnings("ignore:After the closure no parameter")
+def test_nothing_to_do_changes_nothing(mode, begun) -> None:
     model, data = net(), batches()
     optimizer = Acme(model, start(mode), **mode)
     if begun:
@@ -103,11 +145,7 @@ def test_nothing_to_do_changes_nothing(mode, begun, gradients) -> None:
 
     def closure():
         optimizer.zero_grad()
-        loss = torch.tensor(3.0)
-        if gradients == "zero":
-            loss = loss + sum(0 * p.sum() for p in model.parameters())
-            loss.backward()
-        return loss
+        return torch.tensor(3.0)
 
     assert optimizer.step(closure).item() == 3
     assert_same(before, snapshot(model, optimizer))
@@ -129,6 +167,28 @@ def test_zero_gradient_at_the_look_ahead_point() -> None:
     assert optimizer.report.look_ahead_loss == 0 == optimizer.report.look_ahead_slope
     assert torch.isfinite(weight).all() and (weight < 1).all()
     assert torch.equal(optimizer.state[weight]["exp_avg"], torch.full((2,), 0.9, dtype=torch.float64))
+
+
+@all_modes
+@pytest.mark.parametrize("begun", [False, True])
+def test_gradients_all_of_zeros(mode, begun) -> None:
+    """A plateau: finite, and on along the averages, or nowhere without."""
+    model, data = net(), batches()
+    optimizer = Acme(model, start(mode), **mode)
+    train(model, optimizer, data, 3 * begun)
+    before = vector(model.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 3 + sum(0 * p.sum() for p in model.parameters())
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        assert optimizer.step(closure).item() == 3
+    assert optimizer.param_groups[0]["t"] == 4 + 3 * begun
+    assert torch.equal(vector(model.parameters()), before) == (not begun)
+    assert vector(model.parameters()).isfinite().all()
 
 
 @all_modes
@@ -250,14 +310,13 @@ def test_added_group_need_not_be_named_without_asam() -> None:
 
 @all_modes
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_passes_do_not_matter(mode, channels_last, monkeypatch) -> None:
-    """However the tensors are divided into passes, packed or cut into spans, the numbers are the same up to the
-    order in which sums are added up; gradients of another memory order than their parameters, too."""
-    import acme.acme
-
+def test_pieces_do_not_matter(mode, channels_last, monkeypatch) -> None:
+    """However parameters are put together and cut into pieces, the numbers are the same up to the order in which
+    sums are added up; gradients of another memory order than their parameters, too."""
     results = []
-    for elements in (1, 10, 1 << 15):
-        monkeypatch.setattr(acme.acme, "CPU_THREAD_ELEMENTS", elements)
+    for piece, alone in ((1 << 17, 1 << 15), (3, 2), (7, 20)):
+        monkeypatch.setattr("acme.acme.PIECE", piece)
+        monkeypatch.setattr("acme.acme.ALONE", alone)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)).double()
         if channels_last:
@@ -380,8 +439,8 @@ def test_sums_in_float32_where_there_is_no_float64(mode, monkeypatch) -> None:
 def test_nesterovs_term_never_makes_weights_infinite() -> None:
     """The second gradient enters the step as it is, and times the step size it may be more than float32 holds."""
     weight = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = Acme([weight], 1e5, (0.0, 0.9), acme=True, nesterov=True)
-    evaluations = iter([(1.0, 1e-3), (0.9, 3e38)])
+    optimizer = Acme([weight], 1e22, (0.0, 0.9), acme=True, nesterov=True)
+    evaluations = iter([(1.0, 1e-3), (0.9, 1e18)])
 
     def closure() -> float:
         loss, gradient = next(evaluations)

@@ -89,9 +89,9 @@ class Landscape:
 
 
 class History(RuleBasedStateMachine):
-    """The rules; `acme` is set by the two classes below, the others by those in test_captured.py."""
+    """The rules; `acme` is set by the two classes below."""
 
-    acme = compile = deferred = False  # deferred: reading is put off to the end of a step, as on CUDA
+    acme = False
     steps = 7
 
     @initialize(bits=st.integers(0, 31), draw=numbers, lr=st.integers(-6, 6), how=st.integers(0, 3))
@@ -105,7 +105,7 @@ class History(RuleBasedStateMachine):
             lr=0.0 if draw % 29 == 0 else 10.0**lr * ([1, 2, 5][draw // 37 % 3] if self.acme else 1),
             betas=[(0.9, 0.999), (0.0, 0.9), (0.5, 0.0), (0.99, 0.99)][draw % 4],
             epsilon=[1e-8, 0.0, 1e-3][draw % 3], weight_decay=[0.0, 0.01][draw // 5 % 2], rho=[1.0, 0.05][draw // 7 % 2],
-            eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3], compile=self.compile,
+            eta=[0.0, 0.1][draw // 11 % 2], max_grad_norm=[None, None, 0.5][draw // 13 % 3],
         )  # fmt: skip
         self.options["unbiased_squares"] = bool(
             self.options["adam"] and self.options["bias_correction"] and draw // 31 % 2
@@ -113,7 +113,7 @@ class History(RuleBasedStateMachine):
         if self.acme:
             self.options.update(
                 gain=[1.0, 3.0][draw // 17 % 2],
-                adapt_every=[1, 1, 3][draw // 19 % 3],
+                adapt_steps=[None, None, 3][draw // 19 % 3],
                 search_steps=[0, 4][draw // 23 % 2],
             )
         if self.options["adam"] and not self.acme:  # a tiny denominator would make any step size a large one
@@ -133,10 +133,6 @@ class History(RuleBasedStateMachine):
         else:
             self.optimizer = Acme(named, **self.options)
         self.twin: tuple | None = None
-
-    def looks(self) -> bool:
-        """Whether the next step looks ahead."""
-        return self.options["acme"] and self.optimizer.param_groups[0]["look_in"] == 0
 
     def diverges(self, before: list[torch.Tensor]) -> bool:
         """Whether the step was without look-ahead, and too long for its numbers to stay within their dtype."""
@@ -222,11 +218,7 @@ class History(RuleBasedStateMachine):
                     loss = closure()
                 optimizer.leap(loss)
             loss = first
-        taken_anew = self.deferred and calls > optimizer.report.evaluations  # where a gradient became zero
-        assert calls - optimizer.report.evaluations in (
-            0,
-            taken_anew * (1 + self.acme + self.options["asam"]),
-        )
+        assert calls == optimizer.report.evaluations
         assert float(loss) == optimizer.report.loss
         return loss
 
@@ -247,7 +239,7 @@ class History(RuleBasedStateMachine):
             kind = TAME[draw % len(TAME)]
         lie = 1.0 if draw % 4 or not self.acme else [-1.0, 100.0, 1e-3, -1e-6][draw // 4 % 4]
         missing = missing if draw % 5 == 0 else 0
-        zero = (draw >> 9) % 16 if draw % 7 == 0 and not (self.deferred and spoiled) else 0
+        zero = (draw >> 9) % 16 if draw % 7 == 0 else 0
         landscape = Landscape(kind, draw, lie, missing, zero)
 
         def spoil(number, loss, params):
@@ -284,8 +276,7 @@ class History(RuleBasedStateMachine):
         elif spoiled is None:
             for i, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
                 assert not missing >> i & 1 or torch.equal(old, new), "no gradient, no movement"
-        # Deferred, the first steps after loading are taken another way, equal but for rounding.
-        if twin is not None and not self.deferred:
+        if twin is not None:
             torch.set_rng_state(before[3])
             self.run(*twin, *arguments)
             assert self.same(after, self.photograph(*twin)), "a loaded optimizer goes on bit for bit"
@@ -347,7 +338,7 @@ class History(RuleBasedStateMachine):
 
     @rule(order=st.lists(st.sampled_from(["ascend", "look", "leap"]), max_size=4), draw=numbers)
     def wrong_order(self, order: list[str], draw: int) -> None:
-        right = ["ascend"] * self.options["asam"] + ["look"] * self.looks() + ["leap"]
+        right = ["ascend"] * self.options["asam"] + ["look"] * self.optimizer.looks() + ["leap"]
         if order[: len(right)] == right:
             return
         landscape = Landscape("bowl", draw, 1.0, 0, 0)
@@ -385,8 +376,14 @@ def test_histories(machine) -> None:
     assert seen["histories"] >= EXAMPLES // 2
     wanted: list = [(machine.acme, bool(b & 1), bool(b & 2), bool(b & 4)) for b in range(8)]
     wanted += [str(dtype) for dtype in DTYPES]
-    wanted += ["FloatingPointError", "RuntimeError", "KeyboardInterrupt", "wrong loss", "wrong order"]
-    wanted += ["continued after loading"] * (not machine.deferred)
+    wanted += [
+        "FloatingPointError",
+        "RuntimeError",
+        "KeyboardInterrupt",
+        "wrong loss",
+        "wrong order",
+        "continued after loading",
+    ]
     wanted += [
         f"{what} at evaluation {call}"
         for what in ("loss", "gradient", "error", "interrupt")

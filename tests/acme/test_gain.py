@@ -1,4 +1,4 @@
-"""`gain`, `adapt_every` and `search_steps`: options on top of the published algorithm, off by default.
+"""`gain`, `adapt_steps` and `search_steps`: options on top of the published algorithm, off by default.
 
 That both follow their formulas in all modes is `test_step.py`'s comparison with the oracle; that they survive
 checkpoints, exceptions and bad numbers is in `test_state.py` and `test_fuzz.py`.
@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acme import Acme, Decision, search
+
+GAMMA = 2 * (1 - 0.9) / (1 + 0.9) * (1 + 2 * 0.9) / (2 - 0.9)  # of the default betas
 
 ACME_MODES = [
     {"acme": True, "adam": adam, "asam": asam, "nesterov": nesterov}
@@ -37,85 +39,114 @@ def test_gain_multiplies_the_applied_step(mode) -> None:
     torch.testing.assert_close(moves[1], 3 * moves[0], rtol=1e-9, atol=1e-12)
 
 
+def kept(model, data, n: int = 3, **options) -> Acme:
+    """An optimizer after its last step that adapts."""
+    optimizer = Acme(model, 0.01, **{"total_steps": None, **options}, adapt_steps=n)
+    train(model, optimizer, data, n)
+    return optimizer
+
+
 @pytest.mark.parametrize("mode", ACME_MODES)
-def test_a_step_between_is_one_of_gamma_alpha(mode) -> None:
+def test_a_step_that_keeps_is_one_of_gamma_alpha(mode) -> None:
     """Without a look-ahead the step is the one that `acme=False` takes with γ·α as its learning rate."""
     model, data = net(), batches()
-    optimizer = Acme(model, 0.01, **mode, adapt_every=4, weight_decay=0.1, total_steps=None)
-    while optimizer.param_groups[0]["look_in"] == 0:
-        train(model, optimizer, data, 1)
+    optimizer = kept(model, data, **mode, weight_decay=0.1)
     plain = net()
-    plain.load_state_dict(model.state_dict())
     other = Acme(plain, 0.01, **{**mode, "acme": False}, weight_decay=0.1, total_steps=None)
-    train(plain, other, data, 1)  # to have averages, which are then replaced
+    other.load_state_dict(optimizer.state_dict())
     plain.load_state_dict(model.state_dict())
-    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
-        other.state[p] = {key: value.clone() for key, value in optimizer.state[q].items()}
-    b = 0.9
-    gamma = 2 * (1 - b) / (1 + b) * (1 + 2 * b) / (2 - b)
-    other.param_groups[0]["lr"] = gamma * optimizer.param_groups[0]["step_size"]
-    other.param_groups[0]["t"] = optimizer.param_groups[0]["t"]
+    for group in other.param_groups:
+        group.update(acme=False, adapt_steps=None, lr=GAMMA * optimizer.param_groups[0]["step_size"])
     losses = train(model, optimizer, data, 1), train(plain, other, data, 1)
     assert losses[0] == losses[1]
     assert optimizer.report.decision is None and optimizer.report.look_ahead_loss is None
-    assert optimizer.report.applied == other.param_groups[0]["lr"]
+    assert optimizer.report.applied == pytest.approx(other.param_groups[0]["lr"], rel=1e-12)
     assert optimizer.report.evaluations == 1 + mode["asam"]
     torch.testing.assert_close(vector(model.parameters()), vector(plain.parameters()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mode", ACME_MODES)
+@pytest.mark.parametrize("search_steps", [0, 4])
+def test_the_published_algorithm_then_a_step_size_that_stays(mode, search_steps) -> None:
+    """Bit for bit as without for N steps, those of a search included; then γ·gain·α, annealing and scheduled as always."""
+    n, total, data, results = 7, 20, batches(), []
+    for adapt_steps in (None, n):
+        model = net()
+        optimizer = Acme(
+            model,
+            0.01,
+            **mode,
+            gain=2.0,
+            total_steps=total,
+            adapt_steps=adapt_steps,
+            search_steps=search_steps,
+        )
+        train(model, optimizer, data, n)
+        results.append((vector(model.parameters()), optimizer.report, optimizer.param_groups[0]["step_size"]))
+    (weights, report, alpha), (others, *same) = results
+    assert torch.equal(weights, others) and same == [report, alpha]
+    for done in range(n, total + 3):
+        optimizer.param_groups[0]["lr"] = 0.01 if done % 2 else 0.005
+        assert not optimizer.looks()
+        train(model, optimizer, data, 1, first=done)
+        report, annealing = optimizer.report, 0.01 + 0.99 * (1 + math.cos(math.pi * min(done / total, 1))) / 2
+        assert (report.decision, report.look_ahead_loss, report.slope) == (None, None, None)
+        assert report.evaluations == 1 + mode["asam"]
+        assert report.step_size == optimizer.param_groups[0]["step_size"] == alpha
+        assert report.applied == pytest.approx(2 * GAMMA * annealing * alpha * (1 if done % 2 else 0.5))
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     lr=st.floats(-4, 2).map(lambda x: 10.0**x),
-    every=st.integers(1, 20),
+    n=st.integers(1, 40),
     gain=st.sampled_from([0.5, 1.0, 2.0]),
     beta1=st.sampled_from([0.5, 0.9, 0.99]),
 )
-def test_the_step_size_moves_within_half_and_double(lr, every, gain, beta1) -> None:
-    """From any start, in every step; and it is looked ahead at least in every `every`-th step."""
+def test_the_step_size_moves_within_half_and_double(lr, n, gain, beta1) -> None:
+    """From any start, in every step that adapts; of which there are N."""
     model, data = net(), batches()
-    optimizer = Acme(model, lr, betas=(beta1, 0.999), acme=True, adapt_every=every, gain=gain)
-    group = optimizer.param_groups[0]
-    steps_between = 0
+    optimizer = Acme(model, lr, betas=(beta1, 0.999), acme=True, adapt_steps=n, gain=gain)
+    group, decisions = optimizer.param_groups[0], []
     for i in range(40):
         before = group["step_size"]
         train(model, optimizer, data, 1, first=i)
-        steps_between += 1
+        decisions.append(optimizer.report.decision)
         assert before / 2 * (1 - 1e-12) <= group["step_size"] <= 2 * before * (1 + 1e-12)
-        if optimizer.report.decision is None:
-            assert group["step_size"] == before
-        else:
-            assert steps_between <= every
-            steps_between = 0
-    assert every > 1 or steps_between == 0
+        assert decisions[-1] is not None or group["step_size"] == before
+    assert all(decision is not None for decision in decisions[:n]) and set(decisions[n:]) <= {None}
 
 
-def test_rarely_once_settled_often_while_it_moves() -> None:
-    """From 10⁻⁴ every step looks ahead while the step size grows; later about one in `adapt_every` does."""
+def test_a_failed_look_ahead_counts_as_a_step() -> None:
     model, data = net(), batches()
-    optimizer = Acme(model, 1e-4, acme=True, adapt_every=10, total_steps=None)
-    looks = []
-    for i in range(400):
-        train(model, optimizer, data, 1, first=i)
-        looks.append(optimizer.report.decision is not None)
-    assert all(looks[:40])
-    assert sum(looks[-200:]) <= 60
-    assert optimizer.param_groups[0]["step_size"] > 0.1
-
-
-def test_a_failed_look_ahead_is_followed_by_another() -> None:
-    model, data = net(), batches()
-    optimizer = Acme(model, 0.01, acme=True, adapt_every=8, total_steps=None)
+    optimizer = kept(model, data, n=3, acme=True)
+    other = Acme(net(), 0.01, acme=True, adapt_steps=4, total_steps=None)
+    other.load_state_dict({**optimizer.state_dict()})
     group = optimizer.param_groups[0]
-    i = 0
-    while not (group["look_interval"] == 8 and group["look_in"] == 0):
-        train(model, optimizer, data, 1, first=i)
-        i += 1
+    group["adapt_steps"] = 4  # another look-ahead, and that fails
     alpha = group["step_size"]
     spoil = lambda call, loss: loss if call == 1 else loss * math.inf
     optimizer.step(make_closure(model, optimizer, data[0], spoil))
     assert optimizer.report.decision is Decision.NON_FINITE
-    assert group["step_size"] == 0.5 * alpha  # not 0.9⁸ = 0.43: within half
-    assert group["look_interval"] == 1 and group["look_in"] == 0
+    assert group["step_size"] == 0.9 * alpha
+    train(model, optimizer, data, 1)
+    assert optimizer.report.decision is None and group["step_size"] == 0.9 * alpha
+
+
+@pytest.mark.parametrize("mode", ACME_MODES)
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_resume_before_at_and_after_the_last_step_that_adapts(mode, stop) -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 0.01, **mode, adapt_steps=3, total_steps=10)
+    train(model, optimizer, data, stop)
+    other = net()
+    other.load_state_dict(model.state_dict())
+    resumed = Acme(other, 0.5, **mode, adapt_steps=3, total_steps=10)
+    resumed.load_state_dict(optimizer.state_dict())
+    for i in range(stop, 8):
+        assert train(model, optimizer, data, 1, first=i) == train(other, resumed, data, 1, first=i)
+        assert optimizer.report == resumed.report
+    assert_same(snapshot(model, optimizer), snapshot(other, resumed))
 
 
 magnitudes = st.floats(-12, 12).map(lambda e: 10.0**e)
@@ -204,11 +235,9 @@ def test_a_state_from_the_middle_of_a_training_is_not_searched() -> None:
     assert other.param_groups[0]["search_left"] == 0
 
 
-def test_exceptions_between_undo_the_step() -> None:
+def test_exceptions_undo_a_step_that_keeps() -> None:
     model, data = net(dropout=0.2), batches()
-    optimizer = Acme(model, 0.01, acme=True, adam=True, adapt_every=4)
-    while optimizer.param_groups[0]["look_in"] == 0:
-        train(model, optimizer, data, 1)
+    optimizer = kept(model, data, acme=True, adam=True)
     before = snapshot(model, optimizer)
     with pytest.raises(FloatingPointError):
         optimizer.step(make_closure(model, optimizer, data[0], lambda call, loss: loss * math.nan))
@@ -217,10 +246,9 @@ def test_exceptions_between_undo_the_step() -> None:
 
 def test_parts_say_what_is_due() -> None:
     by_closure, by_parts, data = net(), net(), batches()
-    options = dict(acme=True, asam=True, rho=0.1, adapt_every=4)
+    options = dict(acme=True, asam=True, rho=0.1, adapt_steps=4)
     first, second = Acme(by_closure, 0.5, **options), Acme(by_parts, 0.5, **options)
-    due = set()
-    for i in range(80):
+    for i in range(8):
         train(by_closure, first, data, 1, first=i)
         assert second.next_part is None
         closure = make_closure(by_parts, second, data[i % len(data)])
@@ -231,9 +259,8 @@ def test_parts_say_what_is_due() -> None:
                 with torch.enable_grad():
                     loss = closure()
                 getattr(second, parts[-1])(loss)
-        due.add(tuple(parts))
+        assert parts == (["ascend", "look", "leap"] if i < 4 else ["ascend", "leap"])
         assert second.report == first.report
-    assert due == {("ascend", "look", "leap"), ("ascend", "leap")}
     assert torch.equal(vector(by_closure.parameters()), vector(by_parts.parameters()))
 
 
@@ -245,10 +272,8 @@ def test_an_older_state_without_the_options_loads() -> None:
     for group in state["param_groups"]:
         for name in (
             "gain",
-            "adapt_every",
-            "look_interval",
-            "look_in",
-            "trend",
+            "adapt_steps",
+            "steps",
             "search_steps",
             "search_left",
             "unbiased_squares",

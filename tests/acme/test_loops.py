@@ -256,7 +256,7 @@ def test_state_dict_hooks_run_as_in_torch() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["maximize", "capturable", "fused", "foreach", "momentum", "dampening", "eps", "amsgrad"],
+    ["maximize", "fused", "foreach", "momentum", "dampening", "eps", "amsgrad"],
 )
 def test_options_of_other_optimizers_are_refused_in_groups(name) -> None:
     weight = nn.Parameter(torch.ones(2))

@@ -23,7 +23,15 @@ from common import (
 
 from acme import Acme, Decision
 
-pytestmark = pytest.mark.usefixtures("passes")
+
+@pytest.fixture(params=[False, True], ids=("together", "in pieces"), autouse=True)
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parameters as the optimizer takes them, together, and as it takes large ones."""
+    if request.param:
+        monkeypatch.setattr("acme.acme.PIECE", 3)
+        monkeypatch.setattr("acme.acme.ALONE", 2)
+
+
 bad_values = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 places = pytest.mark.parametrize("place", ["loss", "gradient"])
 

@@ -137,6 +137,7 @@ def test_hooks_and_schedulers_see_one_step() -> None:
 
 
 @all_modes
+@pytest.mark.filterwarnings("ignore:After the closure no parameter")
 def test_nothing_to_do(mode) -> None:
     """Without a gradient the parts do nothing, in their order."""
     model = net()

@@ -17,11 +17,13 @@ def gradients(steps: int, *shape: int) -> torch.Tensor:
     return torch.randn(steps, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
 
 
-def follow(optimizer: torch.optim.Optimizer, weights: nn.Parameter, gradient: torch.Tensor) -> None:
+def follow(
+    optimizer: torch.optim.Optimizer, weights: nn.Parameter, gradient: torch.Tensor, set_to_none: bool = True
+) -> None:
     """A step in a loss whose gradient is `gradient` everywhere."""
 
     def closure() -> torch.Tensor:
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none)
         loss = (weights * gradient).sum()
         loss.backward()
         return loss
@@ -71,14 +73,16 @@ def test_steps_are_those_of_torch_once_the_first_gradient_is_forgotten() -> None
 
 
 @pytest.mark.parametrize("late", [0, 1, 7, 2000])
-def test_a_parameter_that_joins_late_begins_at_its_own_scale(late: int) -> None:
-    """v / (1 - β2^t) is the mean square of its first gradient, in whichever step that comes."""
+@pytest.mark.parametrize("zeros", [False, True], ids=("no gradient", "zeros"))
+def test_a_parameter_that_joins_late_begins_at_its_own_scale(late: int, zeros: bool) -> None:
+    """v / (1 - β2^t) is the mean square of its first gradient that is not zero, in whichever step that comes."""
     always, joins = (nn.Parameter(torch.ones(4, dtype=torch.float64)) for _ in range(2))
     optimizer = Acme([always, joins], 1e-3, adam=True, bias_correction=True, unbiased_squares=True)
     for gradient in gradients(late, 4):
-        follow(optimizer, always, gradient)
+        joins.grad = torch.zeros_like(joins) if zeros else None
+        follow(optimizer, always, gradient, set_to_none=not zeros)
     (gradient,) = gradients(1, 4)
-    follow(optimizer, joins, gradient)
+    follow(optimizer, joins, gradient, set_to_none=True)
     t, beta2 = late + 1, 0.999
     assert optimizer.param_groups[0]["t"] == t + 1
     before = (1 - beta2**t) * (gradient**2).mean()

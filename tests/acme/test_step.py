@@ -32,13 +32,16 @@ class Quadratic(nn.Module):
 @pytest.mark.parametrize(
     "variant",
     [
-        "one group", "one group, unbiased squares", "equal groups", "unequal groups", "clipped", "unequal groups, rarely",
-        "unequal groups, search from far below", "unequal groups, search from far above",
+        "one group", "one group, unbiased squares", "equal groups", "unequal groups", "clipped", "unequal groups, kept",
+        "unequal groups, search from far below", "unequal groups, search from far above", "zero start",
+        "zero start, unbiased squares",
     ],
 )  # fmt: skip
 def test_equals_the_oracle(mode, variant) -> None:
     """25 steps of a small network in float64, all group variants, against the vector form."""
     model, data = net(), batches()
+    if "zero start" in variant:  # so that in the first step the other layers' gradients are exactly zero
+        nn.init.zeros_(model[4].weight)
     names, params = zip(*model.named_parameters(), strict=True)
     options = dict(lr=start(mode), betas=(0.8, 0.97), weight_decay=0.01, rho=0.2, eta=0.01)
     groups = [i % 2 if "groups" in variant else 0 for i in range(len(params))]
@@ -49,11 +52,11 @@ def test_equals_the_oracle(mode, variant) -> None:
     shared = dict(**mode, bias_correction=mode["adam"], total_steps=30, max_grad_norm=norm)
     if variant.endswith("unbiased squares") and mode["adam"]:
         shared.update(unbiased_squares=True)
-    if variant.endswith("rarely") and mode["acme"]:
-        shared.update(gain=2.5, adapt_every=5)
+    if variant.endswith("kept") and mode["acme"]:
+        shared.update(gain=2.5, adapt_steps=7)
     searching = "search" in variant and mode["acme"]
     if searching:
-        shared.update(search_steps=12, adapt_every=3)
+        shared.update(search_steps=12, adapt_steps=20)
         for group in per_group:
             group["lr"] *= 1e-3 if variant.endswith("below") else 1e3
     optimizer = Acme(
@@ -87,7 +90,6 @@ def test_equals_the_oracle(mode, variant) -> None:
     if variant.startswith("unequal groups") and mode["acme"]:
         # γ is each group's own (its betas'); the step size's memory is the first group's for all.
         assert optimizer.param_groups[0]["betas"] != optimizer.param_groups[1]["betas"]
-    intervals: set[int] = set()
     searched = 0
     for i in range(25):
         batch = data[i % len(data)]
@@ -99,13 +101,11 @@ def test_equals_the_oracle(mode, variant) -> None:
         # A bias in front of BatchNorm has a gradient of rounding only, which Adam divides by ε: the longer the way.
         atol = 1e-8 if searching and mode["adam"] else 1e-11
         torch.testing.assert_close(vector(params), oracle.w, rtol=1e-8, atol=atol)
-        intervals.add(oracle.interval)
         searched += searching and optimizer.report.applied == 0
     for g, group in enumerate(optimizer.param_groups):
         alphas = oracle.alpha[oracle.group == g]
         assert group["step_size"] == pytest.approx(alphas[0].item(), rel=1e-9)
         assert (alphas == alphas[0]).all()
-    assert len(intervals) == 1 or "adapt_every" in shared
     assert (searched > 1) == searching
 
 

@@ -9,7 +9,7 @@ from common import batches, make_closure, net, vector
 
 from acme import Acme
 
-OPTIONS = {"acme": True, "gain": 1.5, "adapt_every": 5, "search_steps": 4, "total_steps": None}
+OPTIONS = {"acme": True, "gain": 1.5, "adapt_steps": 30, "search_steps": 4, "total_steps": None}
 
 
 def trained(make: Any, data: list, steps: int = 40, **options: Any) -> tuple[torch.Tensor, list, list]:
@@ -32,11 +32,16 @@ def same(one: tuple, other: tuple) -> None:
 
 
 @pytest.mark.parametrize("adam", [False, True])
-def test_steady(adam: bool) -> None:
-    """Every step a look-ahead: then a memory per look-ahead is one per step."""
-    steady, data = importlib.import_module("research.steady"), batches()
-    same(trained(steady.Acme, data, adam=adam, adapt_every=1), trained(Acme, data, adam=adam, adapt_every=1))
-    assert trained(steady.Acme, data, adam=adam)[2] != trained(Acme, data, adam=adam)[2]
+def test_every(adam: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every K-th step after the first; K of 1 is the published optimizer, and where ACME is off nothing looks."""
+    every, data = importlib.import_module("research.every"), batches()
+    decisions = trained(every.Acme, data, adam=adam, adapt_steps=15)[1]
+    assert [i for i, decision in enumerate(decisions) if decision is not None] == [*range(15), 20, 30]
+    monkeypatch.setattr(every, "EVERY", 1)
+    adapted = trained(every.Acme, data, adam=adam, adapt_steps=15)
+    same(adapted, trained(Acme, data, adam=adam, adapt_steps=None))
+    off = {"acme": False, "gain": 1.0, "adapt_steps": None, "search_steps": 0, "adam": adam}
+    same(trained(every.Acme, data, **off), trained(Acme, data, **off))
 
 
 @pytest.mark.parametrize("adam", [False, True])
@@ -45,8 +50,23 @@ def test_averaged(adam: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     averaged, data = importlib.import_module("research.averaged"), batches()
     assert trained(averaged.Acme, data, adam=adam)[2] != trained(Acme, data, adam=adam)[2]
     monkeypatch.setattr(averaged, "MEMORY", 0.0)
-    options = {"adam": adam, "adapt_every": 5, "search_steps": 4}
-    same(trained(averaged.Acme, data, **options), trained(Acme, data, **options))
+    same(trained(averaged.Acme, data, adam=adam), trained(Acme, data, adam=adam))
+
+
+def test_averaged_goes_on_from_a_state() -> None:
+    averaged, data = importlib.import_module("research.averaged"), batches()
+    whole = trained(averaged.Acme, data, steps=12)
+
+    def resumed(model: Any, *arguments: Any, **options: Any) -> Any:
+        optimizer = averaged.Acme(model, *arguments, **options)
+        for i in range(6):
+            optimizer.step(make_closure(model, optimizer, data[i % len(data)]))
+        other = averaged.Acme(model, *arguments, **options)
+        other.load_state_dict(optimizer.state_dict())
+        return other
+
+    part = trained(resumed, data[2:] + data[:2], steps=6)
+    assert torch.equal(part[0], whole[0]) and part[1:] == (whole[1][6:], whole[2][6:])
 
 
 @pytest.mark.parametrize("adam", [False, True])
@@ -54,7 +74,9 @@ def test_other_batch(adam: bool) -> None:
     """Where all batches are the same one, the other is as well."""
     other, data = importlib.import_module("research.other_batch"), batches()
     same(trained(other.Acme, data[:1], adam=adam), trained(Acme, data[:1], adam=adam))
-    assert trained(other.Acme, data, adam=adam)[2] != trained(Acme, data, adam=adam)[2]
+    different = trained(other.Acme, data, adam=adam)
+    assert all(decision is None for decision in different[1][30:])
+    assert different[2] != trained(Acme, data, adam=adam)[2]
     with pytest.raises(ValueError, match="asam"):
         trained(other.Acme, data, asam=True)
 

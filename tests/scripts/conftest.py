@@ -99,20 +99,31 @@ SCALES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def write_peers(
-    folder: Path, seeds: tuple[int, ...], scales: tuple[float, ...] = SCALES, **options: object
+    folder: Path,
+    seeds: tuple[int, ...],
+    scales: tuple[float, ...] = SCALES,
+    kept: bool = False,
+    **options: object,
 ) -> None:
-    """What sweep_peers.sh trains; SGD diverges from the largest scale."""
+    """What sweep_peers.sh trains (`kept`), or did before there was `adapt_steps`; SGD diverges from the largest scale."""
     options = {"validation": 500, **options}
     for seed in seeds:
         for scale in scales:
             for adam in (False, True):
-                rare = {"gain": 2.0, "adapt_every": 10, "search_steps": 20}
-                unbiased = {**rare, "unbiased_squares": True}
-                averaged = {**rare, "unbiased_squares": adam, "anneal_over": 1.5, "average_weights": True}
-                ways = (("", {}), ("-rare", rare), ("-half", {"epochs": 2}), ("-unbiased", unbiased),
-                        ("-averaged", averaged), ("-equal", {**averaged, "limit_train_batches": 0.83}))  # fmt: skip
+                cheap = {
+                    "gain": 2.0,
+                    "search_steps": 20,
+                    **({"adapt_steps": 60} if kept else {"adapt_every": 10}),
+                }
+                unbiased = {**cheap, "unbiased_squares": True}
+                averaged = {**cheap, "unbiased_squares": adam, "anneal_over": 1.5, "average_weights": True}
+                mark = "-kept" if kept else ""
+                ways = (("", {}), (mark or "-rare", cheap), ("-half", {"epochs": 2}), (f"{mark}-unbiased", unbiased),
+                        (f"{mark}-averaged", averaged), (f"{mark}-equal", {**averaged, "limit_train_batches": 0.83}))  # fmt: skip
                 for suffix, how in ways:
-                    if (suffix in ("-half", "-equal") and scale != 1) or (suffix == "-unbiased" and not adam):
+                    if suffix.endswith(("-half", "-equal")) and scale != 1:
+                        continue
+                    if suffix.endswith("-unbiased") and not adam:
                         continue
                     lr = (0.001 if adam else 0.1) * scale
                     name = f"{'adam' if adam else 'sgd'}-acme{suffix}.x{scale:g}.seed{seed}.csv"

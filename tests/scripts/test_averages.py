@@ -21,8 +21,8 @@ WAYS = {
 def test_numbers_are_those_of_the_runs(made: SimpleNamespace, tmp_path: Path, run_without_torch: Any) -> None:
     """Of two folders, whatever way lies where; what has no partner in `averages` is left out."""
     study = tmp_path / "s"
-    rare = {"acme": True, "gain": 2.0, "adapt_every": 10, "search_steps": 20}
-    optimizers = {"acme": {"lr": 0.1, **rare}, "adamw": {"lr": 0.01, "optimizer": "adamw"}}
+    kept = {"acme": True, "gain": 2.0, "adapt_steps": 60, "search_steps": 20}
+    optimizers = {"acme": {"lr": 0.1, **kept}, "adamw": {"lr": 0.01, "optimizer": "adamw"}}
     written = {}
     for seed in (42, 43):
         for name, options in optimizers.items():
@@ -41,7 +41,7 @@ def test_numbers_are_those_of_the_runs(made: SimpleNamespace, tmp_path: Path, ru
     assert len(table) == 10
     for (name, way), paths in written.items():
         errors = [100 * pd.read_csv(path).test_error.iloc[-1] for path in paths]
-        line = table.loc[("SGD + ACME" if name == "acme" else "AdamW", way)]
+        line = table.loc[("SGD + ACME, step size kept" if name == "acme" else "AdamW", way)]
         assert line["error_mean"] == pytest.approx(sum(errors) / len(errors))
         assert line["seeds"] == len(paths)
     page = (study / "averages.md").read_text()

@@ -187,13 +187,36 @@ def test_figures_and_report(study: SimpleNamespace) -> None:
 
 def test_styles_tell_the_methods_of_a_family_apart(script: Any) -> None:
     methods, looks = script("peer_study").METHODS, script("plot_peers").LOOKS
-    in_tables_only = {"adam-acme-rare"}
+    in_tables_only = {"adam-acme-rare", "adam-acme-kept"}
     assert looks.keys() == {key for key, method in methods.items() if not method.shortened} - in_tables_only
-    for family in ("SGD", "Adam"):
+    for family, cheap in itertools.product(("SGD", "Adam"), ("kept", "rare")):
         colors = [
-            looks[key]["color"] for key, method in methods.items() if key in looks and method.family == family
+            looks[key]["color"]
+            for key, method in methods.items()
+            if key in looks and method.family == family and method.cheap in ("", cheap)
         ]
         assert len(set(colors)) == len(colors)
+
+
+def test_kept_step_sizes_and_rare_look_aheads(
+    made: SimpleNamespace, script: Any, tmp_path: Path, run_without_torch: Any
+) -> None:
+    """A study has one of the two, or both; what it has not is not missing."""
+    folder, load = tmp_path / "s" / "peers", script("peer_study").load_peers
+    dog, sam = (script("peer_study").METHODS[key] for key in ("dog", "sam"))
+    made.peers(folder, (42, 43), SCALES, kept=True)
+    study = load(tmp_path, "s")
+    assert study.cheap == ["kept"] and study.missing(shortened=True) == [] and study.left_out == []
+    assert study.counterpart(dog).key == "sgd-acme-kept-averaged" and study.counterpart(sam).key == "sgd-acme"
+    assert study.counterpart(dog, equal=True).key == "sgd-acme-kept-equal"
+    assert "ahead of" in run_without_torch("make_peer_tables", tmp_path, "s", tmp_path)
+    page = (tmp_path / "s" / "peers.md").read_text()
+    assert "a step size that is kept, with averaged weights" in page and "rare look-ahead" not in page
+    made.peers(folder, (42, 43), SCALES)
+    study = load(tmp_path, "s")
+    assert study.cheap == ["kept", "rare"] and study.missing(shortened=True) == []
+    assert len(study.methods) == 16 + 5 + 4 + 2
+    script("plot_peers").plot_robustness(study)
 
 
 def test_seconds_are_the_benchmarks_where_it_has_measured(
@@ -286,7 +309,7 @@ def test_overview_of_two_tasks(
     for family, legend in zip(("SGD", "Adam"), [row.legends[0] for row in figure.subfigs], strict=True):
         names = [text.get_text() for text in legend.get_texts()]
         methods, looks = script("peer_study").METHODS.values(), script("plot_peers").LOOKS
-        expected = [m.title for m in methods if m.family == family and m.key in looks]
+        expected = [m.title for m in methods if m.family == family and m.key in looks and m.cheap != "kept"]
         assert [name for name in names if name not in ("chance", "diverged (some seed)")] == expected
 
 

@@ -403,16 +403,16 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
         name, multiple = words[1], float(words[2])
         if c.optimizer == "acme":
             default = 0.001 if c.adam else 0.1
-            half, rare = c.epochs == (whole + 1) // 2, c.gain != 1
-            assert (c.gain, c.adapt_every, c.search_steps) == ((2, 10, 20) if rare else (1, 1, 0))
-            suffix = "-half" if half else "-unbiased" if c.unbiased_squares else "-rare" if rare else ""
+            half, kept = c.epochs == (whole + 1) // 2, c.gain != 1
+            assert (c.gain, c.adapt_steps, c.search_steps) == ((2, 60, 20) if kept else (1, None, 0))
+            suffix = "-half" if half else "-kept" * kept + "-unbiased" * c.unbiased_squares
             assert c.anneal_over == (1.5 if c.average_weights else 1) and not c.no_annealing
             if c.average_weights:
-                assert rare and c.unbiased_squares == c.adam
-                suffix = "-averaged" if c.limit_train_batches == 1 else "-equal"
+                assert kept and c.unbiased_squares == c.adam
+                suffix = "-kept-averaged" if c.limit_train_batches == 1 else "-kept-equal"
             assert c.acme and name == f"{'adam' if c.adam else 'sgd'}-acme{suffix}"
-            assert rare or not c.unbiased_squares
-            assert multiple == 1 if suffix in ("-half", "-equal") else c.limit_train_batches == 1
+            assert kept or not c.unbiased_squares
+            assert multiple == 1 if suffix in ("-half", "-kept-equal") else c.limit_train_batches == 1
             assert half or c.epochs == whole
         else:
             default = default_lr(c.optimizer, c.model)

@@ -481,6 +481,9 @@ def test_the_table_over_gain(made: SimpleNamespace, tmp_path: Path) -> None:
             for epochs in (2, 4):
                 longer = tmp_path / "results" / "s" / "length" / f"{name[:-4]}.epochs{epochs}.csv"
                 made.run(longer, lr=0.1, seed=seed, epochs=epochs, **options)
+    kept = {"acme": True, "gain": 2.0, "adapt_steps": 60, "search_steps": 20}
+    made.run(tmp_path / "results" / "t" / "gain" / "kept.csv", lr=0.1, **kept)
+    made.run(tmp_path / "results" / "t" / "gain" / "throughout.csv", lr=0.1, acme=True)
     made.run(folder / "adam.csv", lr=0.001, acme=True, adam=True, gain=3.0, unbiased_squares=True)
     made.run(folder / "stray.csv", lr=0.1, acme=True, depth=16)
     command = [sys.executable, str(ROOT / "scripts" / "make_gain_table.py"), "--study", "s"]
@@ -502,4 +505,9 @@ def test_the_table_over_gain(made: SimpleNamespace, tmp_path: Path) -> None:
     ]
     lengths = pd.read_csv(tmp_path / "figures" / "s" / "length.csv")
     assert list(zip(lengths.epochs, lengths.gain, strict=True)) == [(2, 1), (2, 3), (4, 1), (4, 3)]
+    subprocess.run([*command[:-1], "t", *folders], capture_output=True, text=True, check=True)
+    table = pd.read_csv(tmp_path / "figures" / "t" / "gain.csv")
+    assert table.adapt_steps.fillna(0).tolist() == [0, 60] and "adapt_every" not in table
+    page = (tmp_path / "figures" / "t" / "gain.md").read_text()
+    assert "| all |" in page and "looking ahead in the first steps only (adapt_steps)" in page
     assert {"gain.md", "length.md"} <= {path.name for path in (tmp_path / "figures" / "s").iterdir()}
