@@ -20,7 +20,7 @@ import pandas as pd
 from common import RESULTS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from study import BLUE, FULL_WIDTH, GREY, VERMILLION, save, style
+from study import BLUE, FULL_WIDTH, GREEN, GREY, VERMILLION, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,11 @@ MODES = {
     "Acme acme adam": "ACME + Adam",
     "Acme all four": "all four",
 }
-COMPILED = ", compiled"
+WAYS = (  # of a step: label, suffix of its row, looks, and where it lies about its mode's line
+    ("as it is", "", VERMILLION, "s", -0.2),
+    ("compile=True", ", compiled", BLUE, "o", 0.0),
+    ("captured by the caller", ", captured", GREEN, "D", 0.2),
+)
 
 
 def step_panels(panels: np.ndarray, steps: pd.DataFrame) -> None:
@@ -40,20 +44,22 @@ def step_panels(panels: np.ndarray, steps: pd.DataFrame) -> None:
     for axes, (name, rows) in zip(panels, steps.groupby("parameters", sort=False), strict=True):
         rows = rows.set_index("optimizer")
         for place, mode in enumerate(MODES):
-            axes.plot(
-                [rows.target[mode]] * 2, [place - 0.35, place + 0.35], color="black", linewidth=1.5,
-                label="wanted at most",
-            )  # fmt: skip
-            for label, row, color, marker in (
-                ("as it is", mode, VERMILLION, "s"),
-                ("compile=True", mode + COMPILED, BLUE, "o"),
-            ):
-                if row in rows.index:
-                    axes.plot(rows.ratio[row], place, color=color, marker=marker, linestyle="", label=label)
+            for label, suffix, color, marker, aside in WAYS:
+                if (row := mode + suffix) not in rows.index:
+                    continue
+                at = place + aside
+                axes.plot(
+                    [rows.target[row]] * 2,
+                    [at - 0.1, at + 0.1],
+                    color="black",
+                    linewidth=1.5,
+                    label="wanted at most",
+                )
+                axes.plot(rows.ratio[row], at, color=color, marker=marker, linestyle="", label=label)
         axes.set_title(f"{name} ({rows.tensors.iloc[0]} tensors)")
         axes.set_xscale("log", base=2)
-        axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
-        axes.set_xlim(0.2, 14)
+        axes.set_xticks([1 / 16, 0.25, 1, 4], ["1/16", "¼", "1", "4"])
+        axes.set_xlim(min(0.2, 0.7 * rows.ratio[rows.index.str.startswith("Acme")].min()), 14)
         axes.set_yticks(range(len(MODES)), list(MODES.values()))
         axes.set_ylim(len(MODES) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)

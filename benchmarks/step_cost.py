@@ -6,6 +6,9 @@ look-ahead is the better point: the case that costs most, since the second gradi
 
     python benchmarks/step_cost.py [--device cuda] [--repeats 15] [--sets wrn gpt small]
 
+Rows: torch's optimizers and others; Acme as it is and with `compile=True`; on CUDA also compiled, `capturable` and
+captured by the caller, as the experiment does it.
+
 Columns: `ms`, the median over the repetitions; `ratio` to the peer in `peer` (the target where there is one);
 `ns_per_param`; `copies`, how many times the parameters' size the arithmetic has to read or write at least, by
 count (see COPIES), and `bandwidth`, what that is as a fraction of the bandwidth of a large copy measured on the
@@ -25,45 +28,60 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from common import save, show
 from device import waits
-from torch import Tensor, nn
+from torch import nn
 
 from acme import Acme
+from icassp25.capture import capture
 from icassp25.config import RunConfig
 from icassp25.models import build_model
 
 LR = 1e-6
-WARM_UPS = 6  # steps that are not timed: what is compiled, and on CUDA captured, is by then
+WARM_UPS = 6  # steps that are not timed: what is compiled or captured is by then
+CAPTURE_AFTER = 3  # of these
 
-# Reads and writes of one copy of the parameters that the arithmetic cannot do without, from the passes in
-# acme.py: sums need the whole gradient before the averages can be updated, so every update is a second pass.
+# Reads and writes of one copy of the parameters that the arithmetic cannot do without, from the stages in acme.py: the
+# averages are written once all is known, and computed anew in each stage before that. With ACME the gradient and the
+# weights of the start are copied, 4, since the second evaluation overwrites them.
 COPIES = {
     "SGD foreach": 5,  # reads w, g, m; writes w, m
     "AdamW foreach": 7,  # reads w, g, m, v; writes w, m, v
     "AdamW fused": 7,
-    "Acme": 7,  # sums: m, g; update: as SGD
-    "Acme adam": 10,  # sums: m, v, g; update: as AdamW
-    "Acme acme": 11,  # sums and look-ahead: reads w, g, m, writes w and two copies; sums and leap: reads 3, writes 2
-    "Acme acme adam": 20,  # look-ahead: reads 4, writes 3; leap: reads 5, writes 3; second update: reads 3, writes 2
-    "Acme all four": 29,  # norm: reads 3, writes 3; ascent 3; look-ahead: reads 5, writes 2; leap and update as above
+    "Acme": 7,  # sums: m, g; leap: as SGD
+    "Acme adam": 10,  # sums: m, v, g; leap: as AdamW
+    "Acme acme": 19,  # copies 4; sums 2; look: reads w, g, m, writes w; sums: m, g, g1; leap: reads 4, writes 2
+    "Acme acme adam": 24,  # copies 4; sums 3; look: reads 4, writes w; sums 4; leap: reads 5, writes 3
+    "Acme all four": 34,  # copies 6; norm: v, g, w; climb 4; sums 3; look: reads 5, writes w; sums and leap as above
 }
 
-# Compiled, that is so as well but for the second sums of `acme` with `adam`, which come alone: 4, and 8 of the leap.
-COMPILED_COPIES = {**COPIES, "Acme acme adam": 19, "Acme all four": 29}
+# On CUDA all parameters are gathered and written back, on the CPU small ones: the latest gradient, the weights of a step
+# that only leaps, and the weights after each move.
+GATHERS = {"Acme": 6, "Acme adam": 6, "Acme acme": 6, "Acme acme adam": 6, "Acme all four": 8}
 
-# On CUDA as it is, where the host does not wait for the sums, each of them comes alone, and so does ASAM's norm.
-CUDA_COPIES = {**COPIES, "Acme acme": 15, "Acme acme adam": 22, "Acme all four": 31}
+SLOWER = 1.25  # on a CPU, at most so many times the ratios that Acme had with a pass for each case
 
-TARGETS = {  # mode: (peer, at most)
-    "Acme": ("SGD foreach", 1.6),
-    "Acme adam": ("AdamW foreach", 1.2),
-    "Acme acme": ("SGD foreach", 3.5),
-    "Acme acme adam": ("AdamW foreach", 2.0),
-    "Acme all four": ("AdamW foreach", 3.0),
+# By mode its peer, and what ratio is wanted at most for each of SETS: on a CPU (times SLOWER) and compiled there, on CUDA
+# compiled and captured.
+WAYS = ("cpu", "cpu, compiled", "cuda, compiled", "cuda, captured")
+TARGETS: dict[str, tuple[Any, ...]] = {
+    "Acme": ("SGD foreach", (2.20, 2.54, 1.02), (1.58, 1.83, 1.05), (1.5, 1.4, 0.5), (1.1, 1.1, 0.1)),
+    "Acme adam": ("AdamW foreach", (1.10, 1.25, 0.48), (0.50, 0.56, 0.52), (1.3, 1.2, 0.3), (1.2, 1.1, 0.1)),
+    "Acme acme": ("SGD foreach", (4.66, 5.20, 1.47), (3.75, 3.25, 1.40), (3.3, 3.0, 1.0), (2.6, 2.6, 0.1)),
+    "Acme acme adam": ("AdamW foreach", (2.67, 2.92, 0.99), (1.09, 1.08, 0.78), (1.4, 1.2, 0.4), (1.2, 1.1, 0.1)),
+    "Acme all four": ("AdamW foreach", (3.59, 3.68, 1.09), (1.68, 1.77, 1.26), (2.0, 1.8, 0.5), (1.8, 1.6, 0.1)),
+}  # fmt: skip
+
+MODES: dict[str, dict[str, bool]] = {
+    "Acme": {},
+    "Acme adam": {"adam": True},
+    "Acme acme": {"acme": True},
+    "Acme acme adam": {"acme": True, "adam": True},
+    "Acme all four": {"acme": True, "adam": True, "asam": True, "nesterov": True},
 }
 
 
@@ -111,20 +129,30 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], Any]]:
     params = list(model.parameters())
     losses = [torch.tensor(value, device=params[0].device) for value in (1.0, 0.9, 0.8)]
 
-    def acme(**switches: bool) -> Callable[[], Any]:
-        optimizer = Acme(list(model.named_parameters()), LR, **switches)
-        calls = [0]
+    def acme(captured: bool = False, **switches: bool) -> Callable[[], Any]:
+        optimizer = Acme(list(model.named_parameters()), LR, capturable=captured, **switches)
+        (group,) = optimizer.param_groups
+        given = [losses[0]] * (1 + switches.get("asam", False))
+        given += [losses[1]] * switches.get("acme", False)
+        graphs: list[Callable[[], Any]] = []
+        ordinary = itertools.count()
 
-        def closure() -> Tensor:
-            calls[0] += 1
-            return losses[0] if calls[0] <= switches.get("asam", False) + 1 else losses[1]
+        def capture_parts() -> None:
+            pool = torch.cuda.graph_pool_handle()
+            with optimizer.step_in_parts():
+                for loss in given:
+                    part = getattr(optimizer, str(optimizer.next_part))
+                    graphs.append(capture(params[0].device, partial(part, loss), pool)[0])
 
         def step() -> None:
-            calls[0] = 0
-            optimizer.param_groups[0]["step_size"] = (
-                LR  # constant gradients look as if it could grow for ever
-            )
-            optimizer.step(closure)
+            # Constant gradients look as if it could grow for ever.
+            group["step_size"] = group["step_size"].fill_(LR) if captured else LR
+            if captured and not graphs and next(ordinary) == CAPTURE_AFTER:
+                capture_parts()
+            if not graphs:
+                optimizer.step(partial(next, iter(given)))
+            for replay in graphs:
+                replay()
 
         return step
 
@@ -137,17 +165,12 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], Any]]:
         "AdamW foreach": peer(torch.optim.AdamW, lr=LR, foreach=True),
         "AdamW fused": peer(torch.optim.AdamW, lr=LR, fused=True),
         "LBFGS (1 iteration)": peer(torch.optim.LBFGS, lr=LR, max_iter=1, history_size=4),
-        "Acme": acme(),
-        "Acme adam": acme(adam=True),
-        "Acme acme": acme(acme=True),
-        "Acme acme adam": acme(acme=True, adam=True),
-        "Acme all four": acme(acme=True, adam=True, asam=True, nesterov=True),
-        "Acme, compiled": acme(compile=True),
-        "Acme adam, compiled": acme(adam=True, compile=True),
-        "Acme acme, compiled": acme(acme=True, compile=True),
-        "Acme acme adam, compiled": acme(acme=True, adam=True, compile=True),
-        "Acme all four, compiled": acme(acme=True, adam=True, asam=True, nesterov=True, compile=True),
+        **{mode: acme(**switches) for mode, switches in MODES.items()},
+        **{f"{mode}, compiled": acme(**switches, compile=True) for mode, switches in MODES.items()},
     }
+    if params[0].device.type == "cuda":
+        for mode, switches in MODES.items():
+            result[f"{mode}, captured"] = acme(captured=True, **switches, compile=True)
     try:
         from prodigyopt import Prodigy
         from pytorch_optimizer import SAM
@@ -281,10 +304,17 @@ def measure(
     medians = {name: statistics.median(values) for name, values in times.items()}
     rows = []
     for name, seconds in medians.items():
-        mode, compiled, _ = name.partition(", compiled")
-        peer, most = TARGETS.get(mode, ("SGD foreach", None))
-        as_it_is = CUDA_COPIES if device.type == "cuda" else COPIES
-        copies = (COMPILED_COPIES if compiled else as_it_is).get(mode)
+        mode, _, how = name.partition(", ")
+        peer, *targets = TARGETS.get(mode, ("SGD foreach",))
+        wanted = dict(zip(WAYS, targets, strict=False)).get(f"{device.type}, {how}" if how else device.type)
+        most = wanted[[other for other, _ in SETS.values()].index(title)] if wanted else None
+        if most is not None and device.type == "cpu":
+            most *= SLOWER
+        copies = COPIES.get(mode)
+        if copies is not None and device.type == "cuda":
+            copies += GATHERS.get(mode, 0)
+        if how and mode == "Acme all four":
+            copies += 1  # one form for all cases reads both gradients for Nesterov's term
         row = {
             "optimizer": name,
             "parameters": title,

@@ -13,7 +13,7 @@ images, from which the compiled run is the faster one, compilation included; `re
 first epoch. On CUDA also `busy`, the fraction of the time in which a kernel runs; `convolutions`, the fraction in
 which one of convolutions or matrix products does; and `matrix`, the arithmetic of these as a fraction of the rate of
 a large bfloat16 matrix product on the same device. `better` is the share of the steps of the last epoch whose look-ahead
-was clearly better, after which the device need not wait for the host. On CUDA the compiled experiment and its limit are captured, too.
+was clearly better. On CUDA the compiled experiment and its limit are captured, too (icassp25/capture.py).
 All four switches are measured compiled only, in bfloat16; a device that has none and would emulate it, in float32 alone.
 The images are made up (`--dataset synthetic`'s): their number and size matter, not what they show.
 """

@@ -226,7 +226,7 @@ class Experiment:
         tally = Tally(self.device)
         if self.peer:
             self.peer.train()
-        finite = self._train(number, tally) and self._collect(tally)
+        finite = self._train(number, tally)
         if self.scheduler is not None and finite:
             self.scheduler.step()
         loss, wrong = self.ranks.sums(tally.loss, tally.wrong)
@@ -285,7 +285,7 @@ class Experiment:
                     except FloatingPointError:
                         return False
                     bar.update()
-        return True
+        return self._collect(tally)
 
     def _collect(self, tally: Tally) -> bool:
         """Add what captured steps have counted; whether all steps so far were finite, for which nobody has looked yet."""

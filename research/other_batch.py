@@ -42,15 +42,15 @@ class Acme(Published):
         buffers = [buffer.clone() for buffer in self.buffers]
         with torch.enable_grad():
             l0 = float(other().detach())
-        gradients = [p.grad.double() for p in params]
-        weights = [p.detach().double() for p in params]
+        gradients = [p.grad.to(torch.float64, copy=True) for p in params]
+        weights = [p.detach().to(torch.float64, copy=True) for p in params]
         for buffer, before in zip(self.buffers, buffers, strict=True):
             buffer.copy_(before)
         with self.step_in_parts(), torch.enable_grad():
             loss = closure()
             first = loss.detach().clone()
             self.look(loss)
-            moves = [w - p.detach().double() for w, p in zip(weights, params, strict=True)]
+            moves = [w - p.detach() for w, p in zip(weights, params, strict=True)]
             p0 = sum(float((move * g).sum()) for move, g in zip(moves, gradients, strict=True))
             self.start = {"l0": l0, "p0": p0}
             try:

@@ -43,7 +43,7 @@ assert losses[-1] < losses[0]
 USER = """
 import torch
 from torch import Tensor, nn
-from acme import Acme, Adaptation, Decision, Report, adapt
+from acme import Acme, Adaptation, Decision, Measured, Move, Report, adapt, get_polynomial_multi_avg_fn
 
 model = nn.Linear(2, 1)
 optimizer = Acme(model, lr=1e-3, acme=True, total_steps=None, max_grad_norm=1.0)
@@ -71,6 +71,19 @@ with optimizer.step_in_parts():
 result: Adaptation = adapt(1.0, 0.5, 1.0, 0.5, 0.1, 0.9)
 size: float = result.target
 torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=get_polynomial_multi_avg_fn())
+
+
+class Rarely(Acme):
+    def looks(self) -> bool:
+        return super().looks() and self.param_groups[0]["steps"] % 2 == 0
+
+    def decide(self, seen: Measured) -> Move:
+        move = super().decide(seen)
+        return move._replace(length=move.length / 2)
+
+
+Rarely(model, acme=True, adapt_steps=60, capturable=True).set_total_steps(100)
 """
 
 WRONG = """
@@ -132,7 +145,8 @@ def test_contents(built) -> None:
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     assert wheel.name.startswith("acme_optimizer-") and wheel.name.endswith("-py3-none-any.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
-    assert names == {"acme/__init__.py", "acme/acme.py", "acme/py.typed"}
+    modules = ("__init__.py", "acme.py", "averaging.py", "watch.py", "py.typed")
+    assert names == {f"acme/{name}" for name in modules}
     with tarfile.open(sdist) as archive:
         members = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "pyproject.toml", "acme/acme.py", "acme/py.typed"} <= members

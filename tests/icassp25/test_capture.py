@@ -21,7 +21,7 @@ from icassp25.config import RunConfig
 
 CPU = torch.device("cpu")
 TINY = RunConfig(
-    dataset="synthetic", train_images=400, batch_size=50, depth=4, width_alpha=1, epochs=2, device="cpu",
+    dataset="synthetic", train_images=100, batch_size=12, depth=4, width_alpha=1, epochs=2, device="cpu",
     precision="float64", threads=1,
 )  # fmt: skip
 TEXT = RunConfig(
@@ -110,6 +110,7 @@ MODES = {
     "acme": {"acme": True},
     "all": {"acme": True, "adam": True, "asam": True, "nesterov": True, "lr": 0.001},
     "kept": {"acme": True, "adapt_steps": 9},
+    "squares": {"acme": True, "adam": True, "unbiased_squares": True, "lr": 0.001},
 }
 
 

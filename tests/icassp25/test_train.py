@@ -169,9 +169,9 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
         "asam": True, "rho": 0.3, "eta": 0.1, "nesterov": False, "bias_correction": True, "total_steps": 8,
     }  # fmt: skip
     made.clear()
-    config = replace(config, gain=2.0, adapt_every=3, search_steps=5, unbiased_squares=True)
+    config = replace(config, gain=2.0, adapt_steps=7, search_steps=5, unbiased_squares=True)
     experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
-    assert (made["gain"], made["adapt_every"], made["search_steps"]) == (2.0, 3, 5)
+    assert (made["gain"], made["adapt_steps"], made["search_steps"]) == (2.0, 7, 5)
     assert made["unbiased_squares"] is True
     config = replace(config, no_annealing=True)
     experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
@@ -179,6 +179,25 @@ def test_acme_horizon_and_options_reach_the_optimizer() -> None:
     config = replace(config, no_annealing=False, anneal_over=1.5)
     experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
     assert made["total_steps"] == 12
+
+
+def test_adapt_steps_and_what_was_before_it(tmp_path: Path) -> None:
+    """The look-aheads end; runs with `adapt_every` can be read, and not trained."""
+    config = replace(TINY, acme=True, adapt_steps=3)
+    logged, _ = go(tmp_path, config)
+    assert [int(row["evaluations"]) for row in logged] == [7, 11] and config.evaluations_per_step == 1.375
+    shares = [sum(float(row[name]) for name in runlog.SHARES) for row in logged]
+    assert shares == [0.75, 0.0] and logged[0]["step_size"] == logged[1]["step_size"]
+    assert "-kept3" in config.name and replace(config, adapt_steps=100).evaluations_per_step == 2
+    with pytest.raises(UsageError, match="--adapt-steps 0: expected a whole number of at least 1"):
+        replace(config, adapt_steps=0).check()
+    with pytest.raises(UsageError, match="--adapt-steps 3: expected nothing without --acme"):
+        replace(config, acme=False).check()
+    earlier = replace(TINY, acme=True, adapt_every=10)
+    earlier.check()
+    assert RunConfig.from_dict(earlier.to_dict()) == earlier and earlier.evaluations_per_step == 1.1
+    with pytest.raises(UsageError, match="adapt_every 10: expected --adapt-steps"):
+        train.run(earlier, tmp_path / "earlier.csv")
 
 
 def test_without_annealing_the_learning_rate_stays(tmp_path: Path) -> None:
