@@ -1,4 +1,7 @@
-"""What is watched in a training, and warned of once: gradients clipped in the closure, ranks that differ."""
+"""What is watched in a training, and warned of once.
+
+Closures that do not evaluate again, gradients clipped in the closure, ranks that differ.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from torch import Tensor
 
 from .acme import Acme, Decision, Report
 
-__all__ = ["watch_for_clipping", "watch_ranks"]
+__all__ = ["watch_evaluations", "watch_for_clipping", "watch_ranks"]
 
 # Relative differences and counts that chance does not bring about.
 UNEVEN = 1e-8  # variance over the ranks of gradients that should be equal on all
@@ -58,4 +61,18 @@ def watch_ranks(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> Non
                 )
 
 
-Acme.watchers += [watch_for_clipping, watch_ranks]
+def watch_evaluations(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> None:
+    """Warn of a closure that has not evaluated again at the look-ahead point."""
+    trial = optimizer._trial
+    if trial is None or (report.look_ahead_loss, report.look_ahead_slope) != (report.loss, report.slope):
+        return
+    now = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
+    same = [a is c and b == d for (a, b), (c, d) in zip(now, trial.gradients, strict=False)]
+    if same and all(same):
+        optimizer.warn(
+            "The closure seems not to evaluate again: at the look-ahead point it returned the same loss and left "
+            "the same gradients. It has to zero the gradients, evaluate loss and gradient, and return the loss."
+        )
+
+
+Acme.watchers += [watch_for_clipping, watch_ranks, watch_evaluations]
