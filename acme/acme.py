@@ -594,6 +594,16 @@ class Acme(Optimizer):
     Parameters may be real tensors of any floating dtype, and DTensors (`fully_shard`); without a gradient they take no
     part. Averages are float32 for 16-bit parameters; sums of many elements float64 (on mps, float32). Groups search
     along their joint direction: each keeps its ratio of step sizes, its betas and its weight decay.
+
+    Example:
+        >>> optimizer = Acme(model, acme=True, total_steps=epochs * len(loader))
+        >>> for x, y in loader:
+        ...     def closure():
+        ...         optimizer.zero_grad()
+        ...         loss = criterion(model(x), y)
+        ...         loss.backward()
+        ...         return loss
+        ...     loss = optimizer.step(closure)
     """
 
     watchers: ClassVar[list[Callable[[Acme, Report, dict[str, Tensor]], None]]] = []
@@ -1373,20 +1383,36 @@ _FLAGS: tuple[str, ...] = ("acme", "adam", "asam", "nesterov", "bias_correction"
 _FLAGS += ("capturable", "unbiased_squares")
 _WHOLE = {"total_steps": 1, "adapt_steps": 1, "search_steps": 0}  # whole numbers of at least so many
 _SHARED_OPTIONS = (*_FLAGS, *_WHOLE, "max_grad_norm", "gain")
-_FOREIGN_OPTIONS = (
-    "maximize", "fused", "foreach", "momentum", "dampening", "eps", "amsgrad", "decoupled_weight_decay", "adapt_every",
-)  # fmt: skip
+_FOREIGN_OPTIONS = {  # of other optimizers, and what to say instead of ignoring them
+    "maximize": "minimise the negative loss",
+    "fused": "Acme has one implementation",
+    "foreach": "Acme has one implementation, which uses foreach",
+    "momentum": "Acme's is betas[0]",
+    "dampening": "the gradient enters the average times 1 - betas[0]",
+    "eps": "it is called epsilon here",
+    "amsgrad": "Acme does not have it",
+    "decoupled_weight_decay": "Acme's always is",
+    "adapt_every": "it has given way to adapt_steps",
+}
 
-_NO_CLOSURE = (
-    "Call optimizer.step(closure): Acme needs a closure that zeroes the gradients, evaluates loss and gradient on one "
-    "batch and returns the loss, since ACME and ASAM evaluate it again at other weights; loops that cannot hand one "
-    "over use optimizer.step_in_parts(). Frameworks that drop it (Hugging Face's Trainer) need an override of their "
-    "training step: docs/frameworks.md has it."
-)
+_NO_CLOSURE = """\
+Call optimizer.step(closure): Acme needs a closure that zeroes the gradients, evaluates loss and gradient on one batch \
+and returns the loss, since ACME and ASAM evaluate it again at other weights; loops that cannot hand one over use \
+optimizer.step_in_parts(). Frameworks that call step() without one need an override; for Hugging Face's Trainer:
+
+    class AcmeTrainer(Trainer):
+        def training_step(self, model, *args, **kwargs):
+            def closure():
+                model.zero_grad()
+                return super(AcmeTrainer, self).training_step(model, *args, **kwargs)
+            self.optimizer.step = lambda: None  # the Trainer's own call, after which nothing is left to do
+            return self.optimizer.optimizer.step(closure)
+"""
 _SCALED = (
-    "GradScaler.step(optimizer) cannot step Acme, whose losses are not scaled as the gradients are. Return the true loss "
-    "from a closure that calls scaler.scale(loss).backward(), then optimizer.step(closure, scaler=scaler) and "
-    "scaler.update(); where a framework does this (Lightning, Accelerate), train with bfloat16."
+    "torch.amp.GradScaler.step(optimizer) cannot step Acme, whose losses are not scaled as the gradients are. Return the "
+    "true loss from a closure that calls scaler.scale(loss).backward(), then optimizer.step(closure, scaler=scaler) and "
+    'scaler.update(). Where a framework does this (Lightning\'s "16-mixed", Accelerate\'s "fp16"), train with bfloat16 '
+    '("bf16-mixed", "bf16"), or step Acme yourself.'
 )
 _NO_NAMES = (
     "asam=True needs the parameters' names (ASAM scales by |w| those whose name contains 'weight'): pass the model, "
@@ -1412,10 +1438,9 @@ def _check_averages(name: str, param: Tensor, state: dict[str, Any]) -> None:
 
 
 def _refuse_foreign(group: dict[str, Any], where: str) -> None:
-    for name in _FOREIGN_OPTIONS:
+    for name, instead in _FOREIGN_OPTIONS.items():
         if group.get(name) and not (name == "adapt_every" and group[name] == 1):
-            ours = "betas[0] is its momentum, epsilon its eps, adapt_steps its adapt_every"
-            raise ValueError(f"Invalid option {name!r} in {where}: Acme does not have it ({ours})")
+            raise ValueError(f"Invalid option {name!r} in {where}: {instead}")
 
 
 def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
