@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|reduced|paper, PRECISION
+# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|small|reduced|paper, PRECISION
 # (float32|bfloat16, instead of the preset's), DATA_DIR (holds cifar-100-python/), RESULTS and FIGURES (folders), STUDY
 # (tables, figures), STUDIES (overview), TEST_JOBS, SEED (test-long), PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help

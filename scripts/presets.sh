@@ -1,4 +1,4 @@
-# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, short, text, digits, reduced, paper.
+# Sourced by sweep.sh: what a sweep trains. PRESET is one of smoke, quick, short, text, digits, small, reduced, paper.
 #
 #   ABOUT     on what machine, and about how long the sweeps take
 #   TIME_LIMIT  minutes of a run's slot on a SLURM cluster
@@ -31,7 +31,7 @@ smoke)
     TIME_LIMIT=10
     DATASET=synthetic
     STUDY=${STUDY:-smoke}
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 100 --batch-size 25)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 100 --batch-size 25 --threads 1)
     EPOCHS=2
     LRS="1e-4 1e-1 100"
     SEEDS=${SEEDS:-42}
@@ -40,7 +40,7 @@ smoke)
 quick)
     ABOUT="two CPU cores, 25 minutes"
     TIME_LIMIT=20
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --train-images 8000 --batch-size 100 --threads 1)
     PRECISION=${PRECISION:-bfloat16}
     EPOCHS=3
     LRS="1e-4 3e-3 1e-1 3 100" # every one and a half decades
@@ -48,7 +48,7 @@ quick)
     ;;
 short)
     ABOUT="two CPU cores, hours; meant for the runs beside peers"
-    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200)
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --threads 1)
     PRECISION=${PRECISION:-bfloat16}
     EPOCHS=4
     SWEEPS="peers gain length"
@@ -79,6 +79,15 @@ digits)
     SEEDS=${SEEDS:-42}
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     ;;
+small)
+    ABOUT="two CPU cores with AVX-512 BF16, some ten hours"
+    TIME_LIMIT=120
+    OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --threads 1)
+    PRECISION=${PRECISION:-bfloat16}
+    EPOCHS=30
+    SWEEPS="table kept"
+    SEEDS=${SEEDS:-42}
+    ;;
 reduced)
     ABOUT="one GPU, meant to take about an hour, not measured yet"
     TIME_LIMIT=60
@@ -99,7 +108,7 @@ paper)
     LR_SEEDS=${LR_SEEDS:-42 43 44}
     ;;
 *)
-    echo "PRESET=$PRESET: expected smoke, quick, short, text, digits, reduced or paper." >&2
+    echo "PRESET=$PRESET: expected smoke, quick, short, text, digits, small, reduced or paper." >&2
     exit 2
     ;;
 esac

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # The whole way from nothing to tables and figures; `make reproduce` calls it. Finished runs are kept.
 #
-#   [PRESET=smoke|quick|short|text|digits|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
+#   [PRESET=smoke|quick|short|text|digits|small|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
 #
 # Trains anew, into a folder of its own: RESULTS is reproduction/results, FIGURES reproduction/figures, unless
 # set. (results/ holds committed runs, which would all be found finished.)
 #
-# PRESET is `paper` where CUDA is, else `quick`. Without the data and without a network the same is done with
+# PRESET is `paper` where CUDA is, else `quick`. Without CUDA as many runs at a time as the machine has cores, unless JOBS
+# says how many: each run of a CPU's preset has one thread, so that numbers do not depend on the cores. Without the data and without a network the same is done with
 # the built-in synthetic set, under a study name of its own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
-if [ -z "${PRESET:-}" ]; then
-    PRESET=quick
-    if "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then PRESET=paper; fi
+if "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then
+    PRESET=${PRESET:-paper}
+else
+    PRESET=${PRESET:-quick}
+    export JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 fi
 RESULTS=${RESULTS:-reproduction/results}
 FIGURES=${FIGURES:-reproduction/figures}

@@ -2,7 +2,7 @@
 # What a preset's sweeps have done: finished, running, interrupted, failed, missing, and about how long is left.
 # The runs beside peers, over gain, over the length, of variants and of averages are looked at once they have begun.
 #
-#   [PRESET=smoke|quick|short|text|digits|reduced|paper] [RESULTS=results] [STUDY=NAME] [SEEDS=…] [LR_SEEDS=…] [PEER_SEEDS=…]
+#   [PRESET=smoke|quick|short|text|digits|small|reduced|paper] [RESULTS=results] [STUDY=NAME] [SEEDS=…] [LR_SEEDS=…] [PEER_SEEDS=…]
 #       scripts/status.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

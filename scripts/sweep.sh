@@ -5,7 +5,7 @@
 # several times at once: a run that another process trains, here or on a machine that shares the folder, is left to
 # it and asked for again at the end.
 #
-#   JOBS=n     runs at a time (1): each on a GPU of its own as far as there are GPUs, else the CPU's cores divided
+#   JOBS=n     runs at a time (1): each on a GPU of its own as far as there are GPUs
 #   SLURM=1    submit the list as a SLURM job array instead (see slurm.sh); --slurm [OPTION…] says the same, with
 #              options for sbatch
 #   DRY_RUN=1  print the commands, one a line
@@ -88,16 +88,12 @@ start() {
         done
         look_after
     done
-    local command=${commands[number]} log="$RESULTS/$STUDY/${names[number]}.log"
-    if [ "$JOBS" -gt 1 ] && [ ${#gpus[@]} = 0 ]; then
-        local threads=$(($(getconf _NPROCESSORS_ONLN) / JOBS))
-        command="$command --threads $((threads > 1 ? threads : 1))"
-    fi
+    local log="$RESULTS/$STUDY/${names[number]}.log"
     mkdir -p "$(dirname "$log")"
     (
         trap - INT TERM
         if [ ${#gpus[@]} != 0 ]; then export CUDA_VISIBLE_DEVICES=${gpus[place % ${#gpus[@]}]}; fi
-        eval "exec $command"
+        eval "exec ${commands[number]}"
     ) >>"$log" 2>&1 &
     pids[place]=$!
     places[place]=$number

@@ -246,10 +246,12 @@ def test_a_gpu_each(stub: Path, tmp_path: Path) -> None:
     assert set(lines(stub)) == {""}
 
 
-def test_cores_are_divided(stub: Path) -> None:
-    cores = int(subprocess.check_output(["getconf", "_NPROCESSORS_ONLN"]))
-    assert sweep("table", **environment(stub, JOBS="2")).returncode == 0
-    assert all(line.endswith(f"--threads {max(1, cores // 2)}") for line in lines(stub))
+@pytest.mark.parametrize("preset", ["smoke", "quick", "short", "text", "digits", "small"])
+def test_runs_of_a_cpu_have_one_thread(preset: str) -> None:
+    """However many cores there are and however many runs at a time, so that the numbers are the same."""
+    for environment in ({}, {"JOBS": "3"}):
+        commands = listed("table", PRESET=preset, **environment)
+        assert {config(command).threads for command in commands} == {1}
 
 
 def test_what_another_process_trains_is_asked_for_again(stub: Path) -> None:
@@ -421,6 +423,34 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
         assert c.lr == pytest.approx(default * multiple)
         order.append((c.seed, abs(round(math.log10(multiple)))))
     assert order == sorted(order) and {multiple for _, multiple in order} == {0, 1, 2, 3}
+
+
+def test_small_lists_tuned_learning_rates_beside_a_step_size_that_is_kept() -> None:
+    table = [config(command) for command in listed("table", PRESET="small")]
+    configs = [config(command) for command in listed("kept", PRESET="small")]
+    assert len({c.output for c in table}) == 16 and len({c.output for c in configs}) == len(configs) == 21
+    for c in [*table, *configs]:
+        c.check()
+        assert (c.model, c.depth, c.width_alpha, c.train_images, c.validation) == ("WRN", 4, 1, None, 0)
+        assert (c.epochs, c.batch_size, c.precision, c.threads, c.seed) == (30, 200, "bfloat16", 1, 42)
+        assert c.steps_per_epoch == 250
+    tuned = {
+        (c.optimizer if c.optimizer != "acme" else "adam" if c.adam else "sgd", c.lr)
+        for c in configs
+        if not c.acme
+    }
+    assert tuned == {
+        *(("sgd", lr) for lr in (1, 3, 10, 30)), *(("adam", lr) for lr in (0.003, 0.01, 0.03)),
+        ("schedulefree-sgd", 10), ("schedulefree-adamw", 0.025),
+    }  # fmt: skip
+    kept = [c for c in configs if c.acme]
+    for c in kept:
+        assert (c.adapt_steps, c.search_steps, c.unbiased_squares) == (60, 20, c.adam)
+        assert c.anneal_over == (1.5 if c.average_weights else 1)
+    for adam, default in ((False, 0.1), (True, 0.001)):
+        assert {(c.gain, c.lr, c.average_weights) for c in kept if c.adam == adam} == {
+            *((gain, default, False) for gain in (1, 2, 4)), (2, 1e-4, False), (2, 100, False), (2, default, True),
+        }  # fmt: skip
 
 
 def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
