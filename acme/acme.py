@@ -16,8 +16,7 @@ import inspect
 import math
 import sys
 import warnings
-from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -54,7 +53,7 @@ _LARGEST = sys.float_info.max
 _AVERAGES = ("exp_avg", "exp_avg_sq")  # m and v in `state`
 
 
-# Decisions: section 5 of the specification -------------------------------------------------------------------
+# The decision: section 5 of the specification ------------------------------------------------------------------
 
 
 class Decision(IntEnum):
@@ -194,32 +193,35 @@ def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int
     return alpha / SEARCH_FACTOR, latest > 0
 
 
+def damping(beta1: Any) -> Any:
+    """γ before annealing: the share of a step size that the weights move by."""
+    return 2 * (1 - beta1) / (1 + beta1) * (1 + 2 * beta1) / (2 - beta1)
+
+
 # Arithmetic on one-dimensional tensors: section 3 --------------------------------------------------------------
+#
+# c holds a group's numbers, 0-dimensional, in the averages' precision; what has no effect is not there. The first update of
+# the averages: beta1, rate1 = 1 - β1, beta2, root2 = sqrt(1 - β2), rate1 and root2 times what limits the gradient; the same
+# for the second update, as again_… D: scale = bc1 / sqrt(bc2), epsilon = ε·bc1, correction = bc1. ASAM's eta. A move: its
+# size, keep = 1 - size·weight_decay, nesterov = 1 - β1 times what clips that term's gradient. Only where the host has not
+# read and decided: fine and fine_ahead, not 0 where start and look-ahead are finite; worse, where the latter is.
 
-
-# A group's numbers for the stages, 0-dimensional, in the averages' precision; None for what has no effect. The first
-# update of the averages: β1, 1 - β1, β2, sqrt(1 - β2), the second and fourth times what limits the gradient. The same for
-# the second update. Of D: bc1 / sqrt(bc2), ε·bc1 (positive), bc1. ASAM's η. Of a move: its length, 1 - length·weight_decay,
-# 1 - β1 times what clips the gradient of Nesterov's term. Not 0 where the start and the look-ahead are finite, and where
-# the latter is worse; None where the host has read that, and decided.
 _RATES = ("beta1", "rate1", "beta2", "root2")
-_NUMBERS = (*_RATES, *(f"again_{name}" for name in _RATES), "scale", "epsilon", "correction", "eta")
-_NUMBERS += ("size", "keep", "nesterov", "fine", "fine_ahead", "worse")
-_Numbers: Any = namedtuple("_Numbers", _NUMBERS, defaults=[None] * len(_NUMBERS))  # type: ignore[misc]
 
 
-def _denominator(c: Any, v: Tensor | None) -> Any:
+def _denominator(c: dict[str, Tensor], v: Tensor | None) -> Any:
     """D: with `adam` a tensor, else a number, or None for 1."""
-    return c.correction if v is None else v.sqrt().mul_(c.scale).add_(c.epsilon)
+    return c.get("correction") if v is None else v.sqrt().mul_(c["scale"]).add_(c["epsilon"])
 
 
 def _over(x: Tensor, divisor: Any) -> Tensor:
     return x if divisor is None else x / divisor
 
 
-def _updated(m: Tensor, v: Any, g: Tensor, rates: tuple[Any, ...], there: bool = False) -> tuple[Tensor, Any]:
+def _updated(c: dict[str, Tensor], m: Tensor, v: Any, g: Tensor, which: str = "", there: bool = False) -> Any:
     """β1·m + (1 - β1)·g' and, with `adam`, β2·v + (1 - β2)·g'²: the rates limit g. `there`: in place."""
-    beta1, rate1, beta2, root2 = rates
+    beta1, rate1, beta2, root2 = (c[which + name] for name in _RATES)
+    g = g.to(m.dtype)
     m = (m.mul_(beta1) if there else m * beta1).addcmul_(g, rate1)
     if v is not None:
         root = g * root2
@@ -237,16 +239,16 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return product.sum(dtype=dtype)
 
 
-def _place(c: Any, w: Tensor, w0: Tensor, direction: Tensor, bounded: bool = False) -> None:
+def _place(c: dict[str, Tensor], w: Tensor, w0: Tensor, direction: Tensor, bounded: bool = False) -> None:
     """w ← (w0 - size·direction)·keep; w0 where the size is 0."""
-    there = w if c.fine is None and w.dtype == direction.dtype else None
-    moved = torch.addcmul(w0.to(direction.dtype), direction, -c.size, out=there)
-    if c.keep is not None:
-        moved.mul_(c.keep)
+    there = w if "fine" not in c and w.dtype == direction.dtype else None
+    moved = torch.addcmul(w0.to(direction.dtype), direction, -c["size"], out=there)
+    if "keep" in c:
+        moved.mul_(c["keep"])
     if bounded:
         moved.clamp_(-torch.finfo(w.dtype).max, torch.finfo(w.dtype).max)
     if there is None:
-        w.copy_(moved if c.fine is None else torch.where(c.size != 0, moved, w0.to(moved.dtype)))
+        w.copy_(torch.where(c["size"] != 0, moved, w0.to(moved.dtype)) if "fine" in c else moved)
 
 
 def _limit(beta1: Tensor, sums: Tensor, max_norm: float | None) -> Tensor:
@@ -274,9 +276,9 @@ def _clip(square: Tensor, max_norm: float | None) -> Tensor:
 
 # The stages of a step: section 4 -------------------------------------------------------------------------------
 #
-# Each takes tensors of one dimension and one length, of which it changes w (`_leap` m and v, too) in place. It is called
-# for pieces of a block that stay in a CPU's cache, or compiled for the whole block. None leaves out what a mode does
-# not have, or what the host knows to be without effect.
+# Each takes tensors of one dimension and one length, of which it changes w (`_leap` m and v, too) in place, and returns sums.
+# It is called for pieces of a block that stay in a CPU's cache, or compiled for the whole block. None leaves out what a mode
+# does not have, or what the host knows to be without effect.
 
 
 def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, kept: Any, *, norm: bool) -> list[Tensor]:
@@ -286,10 +288,9 @@ def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, kept: Any, *, norm: 
     """
     if kept is not None:
         kept.copy_(g)
-    g = g.to(m.dtype)
     if ahead is not None:
-        m, v = _updated(m, v, g, c[:4])
-        g = ahead.to(m.dtype)
+        m, v = _updated(c, m, v, g)
+    g = (g if ahead is None else ahead).to(m.dtype)
     divisor = _denominator(c, v)
     m_over, g_over = _over(m, divisor), _over(g, divisor)
     gg = _dot(g_over, g)
@@ -299,22 +300,22 @@ def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, kept: Any, *, norm: 
 
 def _ascent(c: Any, v: Any, g: Tensor, w: Tensor, *, weight: bool) -> list[Tensor]:
     """ASAM's Σ (T·s)², and Σ g·g."""
-    g = g.to(c.scale.dtype)
+    g = g.to(c["scale"].dtype)
     s = _over(g, _denominator(c, v))
-    s = s * (w.to(g.dtype).abs() + c.eta) if weight else s
+    s = s * (w.to(g.dtype).abs() + c["eta"]) if weight else s
     return [_dot(s, s), _dot(g, g)]
 
 
 def _climb(c: Any, w: Tensor, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> list[Tensor]:
     """w ← w0 - size·T²·s, ASAM's point, with a negative size."""
-    s = _over(g.to(c.scale.dtype), _denominator(c, v))
-    _place(c, w, w0, s * (w0.to(s.dtype).abs() + c.eta).square_() if weight else s)
+    s = _over(g.to(c["scale"].dtype), _denominator(c, v))
+    _place(c, w, w0, s * (w0.to(s.dtype).abs() + c["eta"]).square_() if weight else s)
     return []
 
 
 def _look(c: Any, w: Tensor, w0: Tensor, m: Tensor, v: Any, g: Tensor, g0: Tensor) -> list[Tensor]:
     """w ← w0 - α·d; Σ d·g0."""
-    m, v = _updated(m, v, g.to(m.dtype), c[:4])
+    m, v = _updated(c, m, v, g)
     direction = _over(m, _denominator(c, v))
     slope = _dot(direction, g0.to(m.dtype))
     _place(c, w, w0, direction)
@@ -329,20 +330,20 @@ def _leap(
     w0 of None is w. Nesterov's term takes g0 or g1: the one that is there, of both by `worse`.
     """
     w0 = w if w0 is None else w0
-    if c.fine is not None:
-        pairs = (g, c.fine), (g0, c.fine), (g1, c.fine_ahead)
+    if "fine" in c:
+        pairs = (g, c["fine"]), (g0, c["fine"]), (g1, c["fine_ahead"])
         g, g0, g1 = (None if x is None else torch.where(fine != 0, x, 0) for x, fine in pairs)
-    _updated(m, v, g.to(m.dtype), c[:4], there=True)
-    if c.size is not None:
+    _updated(c, m, v, g, there=True)
+    if "size" in c:
         direction = m
-        if c.nesterov is not None:
-            other = g1 if g0 is None else g0 if g1 is None else torch.where(c.worse != 0, g0, g1)
-            direction = (m * c.beta1).addcmul_(other.to(m.dtype), c.nesterov)
+        if "nesterov" in c:
+            other = g1 if g0 is None else g0 if g1 is None else torch.where(c["worse"] != 0, g0, g1)
+            direction = (m * c["beta1"]).addcmul_(other.to(m.dtype), c["nesterov"])
         _place(c, w, w0, _over(direction, _denominator(c, v)), bounded)
     elif w0 is not w:
         w.copy_(w0)
     if g1 is not None:
-        _updated(m, v, g1.to(m.dtype), c[4:8], there=True)
+        _updated(c, m, v, g1, "again_", there=True)
     return []
 
 
@@ -382,7 +383,7 @@ class _Block:
         self.entries: dict[str, list[Any]] = {}  # what `state` holds of the averages
         self.fresh: list[tuple[str, int]] = []  # averages that have not begun
         self.waits = group["unbiased_squares"]  # whether some squared average has only seen zeros
-        self.g0 = self.g = self.g1 = torch.empty(0)  # gradients: at the start, of the first update, ahead
+        self.gradient: dict[str, Tensor] = {}  # at the "start", of the "first" update, and "ahead"
         for key in _AVERAGES[: 1 + group["adam"]]:
             self.room(key, self.dtype)
             self.entries[key] = list(map(_like, self.views[key], params))
@@ -417,11 +418,8 @@ class _Block:
             and all(state.get(param, {}).get(key) is entry for param, key, entry in self.each())
         )
 
-    def gather(self, name: str, tensors: list[Tensor]) -> Tensor:
-        """Copies of one tensor for each parameter, in the room `name`."""
-        flat = self.room(name, tensors[0].dtype)
-        torch._foreach_copy_(self.views[name], tensors)
-        return flat
+    def averages(self) -> tuple[Tensor, Tensor | None]:
+        return self.rooms["exp_avg"], self.rooms.get("exp_avg_sq")
 
     def gradients(self) -> list[Tensor]:
         pairs = zip(self.params, self.locals, strict=True)
@@ -430,15 +428,22 @@ class _Block:
             raise TypeError("Invalid gradient: sparse (expected a dense one; in an embedding, sparse=False)")
         return found
 
-    def gradient(self, keep: str | None) -> tuple[Tensor, Tensor | None]:
-        """The gradient as it is now, and where a stage has to copy it, so that in the room `keep` it outlives the next."""
-        found = self.gradients()
-        if self.alone and found[0].stride() == self.strides[0]:
-            return _flat(found[0]), self.room(keep, found[0].dtype) if keep else None
-        return self.gather(keep or "latest", found), None
+    def gather(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """Copies of one tensor for each parameter, in the room `name`."""
+        flat = self.room(name, tensors[0].dtype)
+        torch._foreach_copy_(self.views[name], tensors)
+        return flat
 
-    def averages(self) -> tuple[Tensor, Tensor | None]:
-        return self.rooms["exp_avg"], self.rooms.get("exp_avg_sq")
+    def take(self, name: str, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """The gradient, and where a stage has to copy it so that with `keep` it outlives the next evaluation."""
+        found = self.gradients()
+        if not (self.alone and found[0].stride() == self.strides[0]):
+            self.gradient[name] = self.gather(name if keep else "latest", found)
+            return self.gradient[name], None
+        flat = self.gradient[name] = _flat(found[0])
+        if keep:
+            self.gradient[name] = self.room(name, flat.dtype)
+        return flat, self.gradient[name] if keep else None
 
     def target(self, room: str) -> Tensor:
         """Where a stage puts weights: where they lie, or a room from which `write` puts them back."""
@@ -467,51 +472,43 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 class _Surroundings:
-    """The random generators, and the buffers of some modules, at two moments; in a CUDA graph, the caller's.
+    """The random generators, and the buffers of some modules.
 
-    Large buffers that evaluations leave as they are are not copied again. What cannot be written in place (expanded,
-    sparse, nested, made in inference mode, not yet initialised) is put back if it was replaced.
+    A large buffer that evaluations leave as it is is copied once. What cannot be written in place (expanded, sparse,
+    nested, made in inference mode, not yet initialised) is put back if it was replaced.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
-        self.saved: dict[str, Any] = {}
-        self.constant: Any = WeakTensorKeyDictionary()  # large buffers that evaluations leave alone: versions
+        self.versions: Any = WeakTensorKeyDictionary()  # of large buffers, when last seen
 
-    def save(self, moment: str, devices: list[torch.device]) -> None:
-        if _is_capturing(devices):
-            return
+    def saved(self, devices: list[torch.device]) -> Callable[[], None]:
+        """What puts all back to as it is now; while a CUDA graph is captured nothing, which is the caller's then."""
+        if any(d.type == "cuda" for d in devices) and torch.cuda.is_current_stream_capturing():
+            return lambda: None
         # mps has one generator, and takes no argument.
-        rngs = [(torch.get_device_module(d), () if d.type == "mps" else (d,)) for d in devices]
-        states = [(rng, index, rng.get_rng_state(*index)) for rng, index in [(torch, ()), *rngs]]
+        rngs = [(torch, ()), *((torch.get_device_module(d), (d,) * (d.type != "mps")) for d in devices)]
+        states = [(rng, index, rng.get_rng_state(*index)) for rng, index in rngs]
         modules = dict.fromkeys(module for root in self.modules for module in root.modules())
         owners = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items()]
-        found = [b for *_, b in owners if b is not None and _is_writable(b)]
-        changing = [b for b in found if b.numel() < LARGE_BUFFER or self.constant.get(b) != b._version]
-        self.saved[moment] = [devices, states, owners, [(b, b.clone(), b._version) for b in changing]]
+        copies = []
+        for buffer in [b for *_, b in owners if b is not None and _is_writable(b)]:
+            large = buffer.numel() >= LARGE_BUFFER
+            if not large or self.versions.get(buffer) != buffer._version:
+                copies.append((buffer, buffer.clone(), buffer._version if large else None))
+            if large:
+                self.versions[buffer] = buffer._version
 
-    def learn(self) -> None:
-        """After the first evaluation: the large buffers that it has left as they were need no copies."""
-        if "before" in self.saved:
-            copies = self.saved["before"][-1]
-            same = [(b, v) for b, _, v in copies if b.numel() >= LARGE_BUFFER and b._version == v]
-            self.constant.update(same)
-            self.saved["before"][-1] = [copy for copy in copies if self.constant.get(copy[0]) != copy[2]]
+        def restore() -> None:
+            for rng, index, state in states:
+                rng.set_rng_state(state, *index)
+            for table, name, buffer in owners:
+                table[name] = buffer
+            changed = [(buffer, copy) for buffer, copy, version in copies if buffer._version != version]
+            if changed:
+                torch._foreach_copy_([buffer for buffer, _ in changed], [copy for _, copy in changed])
 
-    def restore(self, moment: str) -> None:
-        if moment not in self.saved or _is_capturing(self.saved[moment][0]):
-            return
-        _, states, owners, copies = self.saved[moment]
-        for rng, index, state in states:
-            rng.set_rng_state(state, *index)
-        for table, name, buffer in owners:
-            table[name] = buffer
-        if copies:
-            torch._foreach_copy_([buffer for buffer, *_ in copies], [copy for _, copy, _ in copies])
-
-
-def _is_capturing(devices: list[torch.device]) -> bool:
-    return any(device.type == "cuda" for device in devices) and torch.cuda.is_current_stream_capturing()
+        return restore
 
 
 def _is_writable(buffer: Tensor) -> bool:
@@ -524,28 +521,29 @@ def _is_writable(buffer: Tensor) -> bool:
 
 @dataclass
 class _Trial:
-    """A step in progress: its evaluations, all on the same random numbers and buffers, undone if one fails."""
+    """A step in progress: its evaluations, all on the same random numbers and buffers."""
 
-    parts: list[str]  # still to come
     scaler: torch.amp.GradScaler | None
     ranks: dist.ProcessGroup | None
-    device: torch.device  # where sums come together
     devices: list[torch.device]  # whose generators count
+    device: torch.device  # where sums come together
     looks: bool
     losses: list[Tensor] = field(default_factory=list)  # of each evaluation
-    blocks: list[_Block] = field(default_factory=list)  # of the parameters that take part
-    params: list[Tensor] = field(default_factory=list)
-    firsts: list[int] = field(default_factory=list)  # for each group, the first one that is equal
+    params: list[Tensor] = field(default_factory=list)  # that take part
+    places: list[int] = field(default_factory=list)  # for each group, that of the first which is equal
+    blocks: list[_Block] = field(default_factory=list)
     n: dict[str, Tensor] = field(default_factory=dict)  # the groups' numbers: on the host, where it may read
-    here: dict[str, Tensor] = field(default_factory=dict)  # those of the stages, on `device`
-    read: dict[str, Tensor] = field(default_factory=dict)  # what is to be read: of all ranks
+    read: dict[str, Tensor] = field(default_factory=dict)  # what is to be read: losses and sums, of all ranks
+    limit: dict[str, Tensor] = field(default_factory=dict)  # what `read` does to numbers of the first update
     slopes: list[Tensor] = field(default_factory=list)  # Σ d·g0 of each block
     gradients: list[Any] = field(default_factory=list)  # at the start, and their versions: for `watchers`
     searched: bool | None = None  # whether a search is over; None: none was going on
     moved: bool = False  # the weights are kept, and not where they were
     idle: bool = False  # nothing to do, or skipped
-    skipped: bool = False  # for an overflow of scaled gradients
-    done: bool = False
+
+
+class _Idle(Exception):
+    """There is no gradient, or a scaled one is not finite: the step does nothing."""
 
 
 class Acme(Optimizer):
@@ -626,18 +624,22 @@ class Acme(Optimizer):
         self._process_group, self._compile = process_group, compile
         buffers_of = self._model or [] if buffers_of is None else buffers_of
         self._modules = [buffers_of] if isinstance(buffers_of, nn.Module) else list(buffers_of)
-        self._forget()
         self._report: Report | None = None
+        self._forget()
         defaults = _checked({name: given[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)})
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
 
     def _forget(self, whole: bool = True) -> None:
         """Begin what is remembered from step to step, but not in a state dict; or only what is about the state."""
-        self._blocks: list[_Block] = []  # of the last step; the parameters and groups that they are made of
-        self._kinds: tuple[list[Tensor], list[int]] = ([], [])
+        self._blocks: list[
+            _Block
+        ] = []  # of the last step; the parameters and the groups that they are made of
+        self._params: list[Tensor] = []
+        self._places: list[int] = []
         self._outcome: tuple[Tensor, bool, int] | None = None  # with `capturable`, what `report` reads
         if whole:
-            self._trial: _Trial | None = None
+            self._due: list[str] | None = None  # in a step, the parts that are still to come
+            self._work: Generator[None, Any, None] | None = None
             self._around = _Surroundings(self._modules)
             self._scaled: list[Any] = [SimpleNamespace() for _ in range(3)]  # what a GradScaler unscales
             self._warned: set[str] = set()
@@ -670,10 +672,15 @@ class Acme(Optimizer):
         for name in _SHARED_OPTIONS:
             if group[name] != self.defaults[name]:
                 raise ValueError(f"Invalid {name} in a parameter group: {group[name]!r} (pass it to Acme)")
-        params = group["params"]
-        if not isinstance(params, set):  # which torch refuses
-            group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        self._match_names(group)
+        if not isinstance(group["params"], set):  # which torch refuses
+            given = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            named = all(isinstance(param, tuple) for param in given) or "param_names" in group
+            if group["asam"] and not named:
+                raise ValueError(_NO_NAMES)
+            # torch wants names in all groups or in none; those that have none get theirs here.
+            pairs = [p if isinstance(p, tuple) else (f"{i}{_NAMELESS}", p) for i, p in enumerate(given)]
+            group["param_names"] = group.get("param_names", [name for name, _ in pairs])
+            group["params"] = [param for _, param in pairs]
         super().add_param_group(group)
         try:
             list(map(_check_parameter, group["params"]))
@@ -682,29 +689,12 @@ class Acme(Optimizer):
             raise
         _complete(group, self.param_groups[0])
 
-    def _match_names(self, group: dict[str, Any]) -> None:
-        """Bring a new group's names in line with the others' (torch wants all groups named, or none)."""
-        params, others = group["params"], self.param_groups
-        named = len(params) > 0 and all(isinstance(param, tuple) for param in params)
-        if self.defaults["asam"] and not named and params:
-            raise ValueError(_NO_NAMES)
-        if not others or named == ("param_names" in others[0]):
-            return
-        if not named:
-            group["params"] = [(f"group{len(others)}.{i}", param) for i, param in enumerate(params)]
-            group.update({} if params else {"param_names": []})
-        elif any(other["params"] for other in others):
-            group["params"] = [param for _, param in params]
-        else:  # groups without parameters are neither
-            for other in others:
-                other["param_names"] = []
-
     def set_total_steps(self, total_steps: int | None) -> None:
         """Change the length of the training, as to go on for longer from a checkpoint; γ goes on from the steps done."""
         for options in (self.defaults, *self.param_groups):
             options.update(_checked({**options, "total_steps": total_steps}))
 
-    # The step -------------------------------------------------------------------------------------------
+    # The step, to whoever takes it -------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Any = None, scaler: torch.amp.GradScaler | None = None) -> Any:
@@ -734,17 +724,14 @@ class Acme(Optimizer):
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
         evaluate = torch.enable_grad()(closure)
-        with self._in_progress(scaler) as trial:
+        with self._in_progress(scaler) as due:
             loss = evaluate()
             # The next evaluation may take its memory.
             first = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            while True:
-                getattr(self, trial.parts[0])(loss)
-                if trial.idle:
-                    self._finish(trial)
-                if trial.done:
-                    return first
-                loss = evaluate()
+            self._go_on(due[0], loss)
+            while self._work is not None and not self._trial.idle:
+                self._go_on(due[0], evaluate())
+        return first
 
     @contextmanager
     def step_in_parts(self, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
@@ -770,7 +757,19 @@ class Acme(Optimizer):
     @property
     def next_part(self) -> str | None:
         """The part of the step in progress that is due next: "ascend", "look" or "leap"; None outside a step."""
-        return self._trial.parts[0] if self._trial is not None and self._trial.parts else None
+        return self._due[0] if self._due else None
+
+    def ascend(self, loss: Tensor | float) -> None:
+        """Go to ASAM's point; `loss` is that of the evaluation at the start. See `step_in_parts`."""
+        self._go_on("ascend", loss)
+
+    def look(self, loss: Tensor | float) -> None:
+        """Go one full step ahead; `loss` is that of the latest evaluation."""
+        self._go_on("look", loss)
+
+    def leap(self, loss: Tensor | float) -> None:
+        """Go to the next weights; `loss` is that of the latest evaluation."""
+        self._go_on("leap", loss)
 
     def looks(self) -> bool:
         """Whether the next step looks ahead; a variant may decide otherwise."""
@@ -786,57 +785,271 @@ class Acme(Optimizer):
         worse, step_size = seen.l1 > seen.l0, seen.beta1 * seen.alpha + (1 - seen.beta1) * target
         return Move(torch.where(worse, step, seen.alpha), step_size, decision, worse, seen.l1 < seen.l0)
 
+    def warn(self, message: str) -> None:
+        """Once for each optimizer."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
+
+    @contextmanager
+    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[list[str]]:
+        """The evaluations of a step, which an exception undoes."""
+        if self._due is not None:
+            raise RuntimeError("A step of this optimizer is in progress: finish it with leap() first")
+        looks = self.looks()
+        self._due = ["ascend"] * self.param_groups[0]["asam"] + ["look"] * looks + ["leap"]
+        self._work = self._in_order(scaler, looks)
+        torch.clear_autocast_cache()  # of casted weights that have changed
+        try:
+            next(self._work)
+            yield self._due
+            if self._work is not None and not self._trial.idle:
+                raise RuntimeError(f"The step was left before {self._due[0]}(): it is undone")
+        except BaseException:
+            if self._work is not None:
+                self._work.close()
+            raise
+        finally:
+            self._due = self._work = None
+            torch.clear_autocast_cache()
+
     @torch.no_grad()
-    def ascend(self, loss: Tensor | float) -> None:
-        """Go to ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16); `loss` is that of the evaluation at the start."""
-        trial, sums = self._arrive("ascend", loss), []
+    def _go_on(self, part: str, loss: Any) -> None:
+        """Do the part that is due, with the loss of the evaluation before it."""
+        if self._due is None:
+            raise RuntimeError(f"{part}() outside a step (call it within `with optimizer.step_in_parts():`)")
+        if self._due[:1] != [part]:
+            due = f"{self._due[0]}(loss)" if self._due else "the end of the block"
+            raise RuntimeError(f"{part}() where {due} is due (ascend with asam, look with acme, then leap)")
+        del self._due[0]
+        try:
+            self._work.send(loss)  # type: ignore[union-attr]
+        except StopIteration:
+            self._work = None
+        torch.clear_autocast_cache()
+
+    # The step, from top to bottom: section 4 ----------------------------------------------------------------
+
+    def _in_order(self, scaler: torch.amp.GradScaler | None, looks: bool) -> Generator[None, Any, None]:
+        """A step; at each `yield` the model is evaluated, which gives the loss.
+
+        Averages, step sizes and counters change at the end only, when all is known; until then an exception, there or
+        here, leaves nothing but weights, buffers and generators to be put back.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
+        device = params[0].device if params else torch.device("cpu")
+        ranks = _ranks(self._model, params, self._process_group)
+        trial = self._trial = _Trial(scaler, ranks, devices, device, looks)
+        before = self._around.saved(devices)
+        try:
+            loss = yield
+            after = self._around.saved(devices)
+            self._evaluated(trial, loss)
+            if not trial.blocks:
+                self.warn("After the closure no parameter of the optimizer has a gradient: nothing is done.")
+                raise _Idle
+            if self.param_groups[0]["asam"]:
+                self._to_asam_point(trial)
+                before()
+                loss = yield
+                after()
+                self._evaluated(trial, loss)
+            self._take_gradient(trial)
+            if looks:
+                self._to_look_ahead(trial)
+                before()
+                loss = yield
+                after()
+                self._evaluated(trial, loss)
+            self._to_next_weights(trial)
+        except _Idle:
+            self._go_back(trial)
+            trial.idle = True
+        except BaseException:
+            self._go_back(trial)
+            before()
+            if scaler is not None:  # whose books have the old ones until its next update, under their ids
+                self._scaled = [SimpleNamespace() for _ in range(3)]
+            raise
+        finally:
+            for block in trial.blocks:
+                block.gradient = {}
+        if trial.idle:
+            self._tell(trial)
+            for _ in list(self._due or ()):  # a loop in parts evaluates all the same
+                trial.losses.append((yield))
+                after()
+                self._tell(trial)
+
+    def _evaluated(self, trial: _Trial, loss: Any) -> None:
+        """After an evaluation: its loss, where the sums are; after the first, who takes part, and with which numbers."""
+        if trial.scaler is not None:
+            self._scaled[len(trial.losses)].param_groups = self.param_groups
+            trial.scaler.unscale_(self._scaled[len(trial.losses)])
+        if isinstance(loss, bool) or not isinstance(loss, (Tensor, Real)):
+            raise TypeError(f"Invalid loss: {loss!r} (expected a scalar tensor or a number)")
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"Invalid loss: {tuple(value.shape)}, {value.dtype} (expected one real number)")
+        there = torch.empty((), dtype=_sum_dtype(trial.device), device=trial.device)
+        trial.losses.append(there.copy_(_local(value).reshape(())))
+        if len(trial.losses) == 1:
+            self._divide(trial)
+            self._count(trial)
+        if any(block.waits or (block.fresh and len(trial.losses) == 1) for block in trial.blocks):
+            self._begin(trial)
+
+    def _divide(self, trial: _Trial) -> None:
+        """The blocks of the parameters that have a gradient: those of the last step, where nothing has changed."""
+        trial.params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        # Equal groups are one: dividing parameters among them changes no sum. (A number in a tensor equals itself only.)
+        entries, kinds_of = (*_GROUP_OPTIONS, "step_size", "reference_lr", "t", "annealing_step"), []
+        for group in self.param_groups:
+            kinds_of.append([id(group[k]) if isinstance(group[k], Tensor) else group[k] for k in entries])
+        trial.places = list(map(kinds_of.index, kinds_of))
+        same = trial.places == self._places and len(trial.params) == len(self._params)
+        if (
+            same
+            and all(map(is_, trial.params, self._params))
+            and all(block.fits(self.state) for block in self._blocks)
+        ):
+            trial.blocks = self._blocks
+            return
+        ranks = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
+        kinds: dict[Any, list[Tensor]] = {}
+        for place, group in zip(trial.places, self.param_groups, strict=True):
+            names = group.get("param_names") or map(str, range(len(group["params"])))
+            for name, param in zip(names, group["params"], strict=True):
+                if param.grad is not None:
+                    _check_parameter(param)
+                    _check_averages(name, param, self.state.get(param, {}))
+                    local, weight = _local(param), group["asam"] and "weight" in name
+                    alone = id(param) if _lies_alone(local) else None
+                    kind = place, weight, _share(param, ranks), local.device, local.dtype, alone
+                    kinds.setdefault(kind, []).append(param)
+        old = {(block.place, block.weight, *map(id, block.params)): block for block in self._blocks}
+        for (place, weight, share, *_), members in kinds.items():
+            block = old.get((place, weight, *map(id, members)))
+            if block is None or not block.fits(self.state):
+                block = _Block(place, self.param_groups[place], members, weight, share, self.state)
+            trial.blocks.append(block)
+
+    def _count(self, trial: _Trial) -> None:
+        """The numbers of each group: step sizes, decay rates, bias corrections."""
+        options = self.param_groups[0]
+        steps = options["total_steps"]
+        if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
+            self.warn(f"total_steps={steps} are done: steps stay at a hundredth (see set_total_steps).")
+        names = "epsilon", "eta", "rho", "weight_decay", "lr", "reference_lr", "step_size", "t"
+        rows = [[*group["betas"], *(group[name] for name in names)] for group in self.param_groups]
+        n = trial.n = dict(zip(("beta1", "beta2", *names), self._numbers(trial, rows).unbind(1), strict=True))
+        # The first `lr` that is not 0 is the start; a group whose `lr` is 0 for now stays where it is.
+        unset, still = n["reference_lr"] == 0, n["lr"] == 0
+        n["reference_lr"] = torch.where(unset, n["lr"], n["reference_lr"])
+        n["step_size"] = torch.where(unset, n["lr"], n["step_size"]) if options["acme"] else n["lr"]
+        n["scheduled"] = torch.where(still, 0, n["lr"] / n["reference_lr"])
+        n["size"] = torch.where(still, 0, n["step_size"])
+        bc1, n["bc2"] = 1 - n["beta1"] ** n["t"], 1 - n["beta2"] ** n["t"]
+        if options["bias_correction"]:
+            n |= {"correction": bc1, "scale": bc1 / n["bc2"].sqrt(), "epsilon": n["epsilon"] * bc1}
+        else:
+            n["scale"] = torch.ones_like(bc1)
+        n["epsilon"] = n["epsilon"] + torch.finfo(torch.float32).tiny
+        n["rate1"], n["root2"] = 1 - n["beta1"], (1 - n["beta2"]).sqrt()
+
+    def _numbers(self, trial: _Trial, rows: list[list[Any]]) -> Tensor:
+        """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
+        if not self.param_groups[0]["capturable"]:
+            return torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
+        form: Any = dict(device=trial.device, dtype=_sum_dtype(trial.device))
+        made = [x.to(**form) if isinstance(x, Tensor) else torch.full((), x, **form) for x in chain(*rows)]
+        return torch.stack(made).view(len(rows), -1)
+
+    def _begin(self, trial: _Trial) -> None:
+        """Begin averages, in memory that is not `state` yet: at a parameter's first gradient, be it zero or not.
+
+        With `unbiased_squares` the squared ones at the first that is not zero, in whichever evaluation; at the
+        look-ahead so that they are there after the first update, in which all their gradients are zero.
+        """
+        options, start, norms = self.param_groups[0], len(trial.losses) == 1, []
+        for block in trial.blocks:
+            found = torch._foreach_norm(block.gradients(), 2, dtype=_sum_dtype(block.device))
+            norms.append((torch.stack(found).square() * block.share).to(trial.device))
+        vector = torch.cat(norms)
+        if trial.ranks is not None:
+            dist.all_reduce(vector, group=trial.ranks)
+        parts = torch.split(vector, [len(block.params) for block in trial.blocks])
+        clip, corrected = _clip(vector.sum(), options["max_grad_norm"]), options["bias_correction"]
+        for block, squares in zip(trial.blocks, parts, strict=True):
+            (beta1, beta2), gradients = block.group["betas"], block.gradients()
+            fine, sizes = torch.isfinite(squares), [param.numel() for param in block.params]
+            for key, i in block.fresh if start else ():
+                view = block.views[key][i]
+                value = gradients[i].to(view.dtype) * (clip * (1 - beta1 if corrected else 1.0))
+                if key == "exp_avg_sq":
+                    value = (squares[i] * clip**2 / sizes[i]).clamp(max=torch.finfo(view.dtype).max)
+                if key == "exp_avg" or not block.waits:
+                    view.copy_(torch.where(fine[i], value, 0))
+            later = beta2 if trial.slopes and beta2 > 0 else 1.0
+            factor = clip**2 * trial.n["bc2"][block.place].to(clip.device) / later
+            for i, view in enumerate(block.views["exp_avg_sq"] if block.waits else ()):
+                value = torch.where(fine[i], squares[i] * factor / sizes[i], 0).to(view.device, view.dtype)
+                view.copy_(torch.where(view > 0, view, value))
+
+    def _to_asam_point(self, trial: _Trial) -> None:
+        """To ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
+        n, sums = trial.n | {"size": -trial.n["rho"]}, []
         self._keep_weights(trial)
         for block in trial.blocks:
-            g, kept = block.gradient("start" if trial.looks else None)
-            block.g0 = g if kept is None else kept.copy_(g)
-            flats: Any = block.averages()[1], block.g0, block.rooms["weights"]
-            sums.append(self._run(_ascent, block, trial.here, *flats, weight=block.weight))
+            g, kept = block.take("start", trial.looks)
+            if kept is not None:
+                kept.copy_(g)
+            flats: Any = block.averages()[1], block.gradient["start"], block.rooms["weights"]
+            sums.append(self._run(_ascent, block, n, *flats, weight=block.weight))
         self._record(trial, "start", sums)
-        if not trial.idle:
-            norm = trial.read["start"][1::2].sum().sqrt()
-            numbers = {**trial.here, "size": -trial.here["rho"] / (norm + ASAM_FLOOR)}
-            for block in trial.blocks:
-                flats = block.target("latest"), block.rooms["weights"], block.averages()[1], block.g0
-                self._run(_climb, block, numbers, *flats, weight=block.weight)
-                block.write("latest")
-        self._around.restore("before")  # for another evaluation
-        torch.clear_autocast_cache()
+        scaled = {"size": 1 / (trial.read["start"][1::2].sum().sqrt() + ASAM_FLOOR)}
+        for block in trial.blocks:
+            v, g = block.averages()[1], block.gradient["start"]
+            flats = block.target("latest"), block.rooms["weights"], v, g
+            self._run(_climb, block, n, *flats, scaled=scaled, weight=block.weight)
+            block.write("latest")
 
-    @torch.no_grad()
-    def look(self, loss: Tensor | float) -> None:
-        """Go one full step ahead, along the averages as they will be; `loss` is that of the latest evaluation."""
-        trial = self._arrive("look", loss)
-        self._take(trial)
-        if not trial.idle:
-            factor = trial.read["factors"].prod()
-            trial.here |= {name: trial.here[name] * factor for name in ("rate1", "root2")}
-            self._keep_weights(trial)
-            for block in trial.blocks:
-                flats = block.target("latest"), block.rooms["weights"], *block.averages(), block.g, block.g0
-                trial.slopes.append(self._run(_look, block, trial.here, *flats))
-                block.write("latest")
-            if self.param_groups[0]["steps"] < 10:
-                trial.gradients = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
-        self._around.restore("before")  # for another evaluation
-        torch.clear_autocast_cache()
+    def _take_gradient(self, trial: _Trial) -> None:
+        """What limits the gradient in the first update of the averages, from sums that are not read yet."""
+        options, sums = self.param_groups[0], []
+        norm = options["max_grad_norm"] is not None or bool(options["acme"] and self.watchers)
+        for block in trial.blocks:
+            g, kept = block.take("first", trial.looks)
+            sums.append(self._run(_sums, block, trial.n, *block.averages(), g, None, kept, norm=norm))
+            block.gradient.setdefault("start", block.gradient["first"])
+        self._record(trial, "first", sums)
+        found, beta1 = trial.read["first"][1:].view(-1, 4), _sent(trial.n["beta1"], trial.device)
+        factors = trial.read["factors"] = self._call(_limit, beta1, found, options["max_grad_norm"])
+        trial.limit = dict.fromkeys(("rate1", "root2"), factors.prod())
 
-    @torch.no_grad()
-    def leap(self, loss: Tensor | float) -> None:
-        """Go to the next weights; `loss` is that of the latest evaluation. See `step_in_parts`.
+    def _to_look_ahead(self, trial: _Trial) -> None:
+        """To the look-ahead point, along the averages as they will be; the slope at the start."""
+        self._keep_weights(trial)
+        for block in trial.blocks:
+            gradients = block.gradient["first"], block.gradient["start"]
+            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages(), *gradients
+            trial.slopes.append(self._run(_look, block, trial.n, *flats, scaled=trial.limit))
+            block.write("latest")
+        if self.param_groups[0]["steps"] < 10:
+            trial.gradients = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
 
-        Reads, decides and moves: the one part that changes averages, step sizes and counters, once all is known.
-        """
-        trial = self._arrive("leap", loss)
-        self._take(trial)
-        if trial.idle:
-            self._finish(trial)
-            return
-        options, n, read = self.param_groups[0], trial.n, trial.read
+    def _to_next_weights(self, trial: _Trial) -> None:
+        """Read, decide and move."""
+        options, n, sums = self.param_groups[0], trial.n, []
+        for block in trial.blocks if trial.looks else ():
+            g1, _ = block.take("ahead", False)
+            flats: Any = *block.averages(), block.gradient["first"], g1, None
+            norm = options["max_grad_norm"] is not None
+            sums.append(self._run(_sums, block, n, *flats, scaled=trial.limit, norm=norm))
+        if trial.looks:
+            self._record(trial, "ahead", sums, trial.slopes)
+        read = trial.read
         if not (options["capturable"] or trial.device.type == "cpu"):  # the one wait of a step
             parts = torch.cat([vector.reshape(-1) for vector in read.values()]).cpu()
             sizes = [vector.numel() for vector in read.values()]
@@ -855,187 +1068,16 @@ class Acme(Optimizer):
             watcher(self, report, read)  # type: ignore[arg-type]
         self._move(trial, move, fine, clip, clip * limit, ahead)
         self._commit(trial, move, fine)
-        self._finish(trial, outcome, report)
+        self._tell(trial, outcome, report)
 
-    @contextmanager
-    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[_Trial]:
-        """The evaluations of a step, which an exception undoes."""
-        if self._trial is not None:
-            raise RuntimeError("A step of this optimizer is in progress: finish it with leap() first")
-        params = [param for group in self.param_groups for param in group["params"]]
-        devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
-        parts = ["ascend"] * self.param_groups[0]["asam"] + ["look"] * self.looks() + ["leap"]
-        device = params[0].device if params else torch.device("cpu")
-        ranks = _ranks(self._model, params, self._process_group)
-        trial = self._trial = _Trial(parts, scaler, ranks, device, devices, "look" in parts)
-        self._around.save("before", devices)
-        torch.clear_autocast_cache()  # of casted weights that have changed
-        try:
-            yield trial
-            if not trial.done:
-                raise RuntimeError(f"The step was left before {trial.parts[0]}(): it is undone")
-        except BaseException:
-            if not trial.done:
-                self._go_back(trial)
-                self._around.restore("before")
-                if scaler is not None:  # whose books have the old ones until its next update, under their ids
-                    self._scaled = [SimpleNamespace() for _ in range(3)]
-            raise
-        finally:
-            self._trial = None
-            torch.clear_autocast_cache()
-
-    def _arrive(self, part: str, loss: Tensor | float) -> _Trial:
-        """After an evaluation, for `part`: surroundings as of one evaluation; the loss, where the sums are."""
-        trial = self._trial
-        if trial is None:
-            raise RuntimeError(f"{part}() outside a step (call it within `with optimizer.step_in_parts():`)")
-        if trial.parts[:1] != [part]:
-            due = f"{trial.parts[0]}(loss)" if trial.parts else "the end of the block"
-            raise RuntimeError(f"{part}() where {due} is due (ascend with asam, look with acme, then leap)")
-        del trial.parts[0]
-        evaluations = len(trial.losses)
-        if evaluations:
-            self._around.restore("after")
-        else:
-            self._around.learn()
-            if trial.parts:
-                self._around.save("after", trial.devices)
-        if trial.scaler is not None:
-            self._scaled[evaluations].param_groups = self.param_groups
-            trial.scaler.unscale_(self._scaled[evaluations])
-        if isinstance(loss, bool) or not isinstance(loss, (Tensor, Real)):
-            raise TypeError(f"Invalid loss: {loss!r} (expected a scalar tensor or a number)")
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
-        if value.numel() != 1 or value.is_complex():
-            raise ValueError(f"Invalid loss: {tuple(value.shape)}, {value.dtype} (expected one real number)")
-        there = torch.empty((), dtype=_sum_dtype(trial.device), device=trial.device)
-        trial.losses.append(there.copy_(_local(value).reshape(())))
-        if not evaluations:
-            self._start(trial)
-        self._begin(trial)
-        return trial
-
-    def _start(self, trial: _Trial) -> None:
-        """After the evaluation at the start: the blocks that take part, and the groups' numbers."""
-        options = self.param_groups[0]
-        steps = options["total_steps"]
-        if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
-            self.warn(f"total_steps={steps} are done: steps stay at a hundredth (see set_total_steps).")
-        self._divide(trial)
-        trial.idle = not trial.blocks
-        if trial.idle:
-            self.warn("After the closure no parameter of the optimizer has a gradient: nothing is done.")
-            return
-        names = "epsilon", "eta", "rho", "weight_decay", "lr", "reference_lr", "step_size", "t"
-        rows = [[*group["betas"], *(group[name] for name in names)] for group in self.param_groups]
-        n = trial.n = dict(zip(("beta1", "beta2", *names), self._numbers(trial, rows).unbind(1), strict=True))
-        # The first `lr` that is not 0 is the start; a group whose `lr` is 0 for now stays where it is.
-        unset, still = n["reference_lr"] == 0, n["lr"] == 0
-        n["reference_lr"] = torch.where(unset, n["lr"], n["reference_lr"])
-        n["step_size"] = torch.where(unset, n["lr"], n["step_size"]) if options["acme"] else n["lr"]
-        n["scheduled"] = torch.where(still, 0, n["lr"] / n["reference_lr"])
-        n["size"] = torch.where(still, 0, n["step_size"])
-        n["bc2"], n["scale"] = 1 - n["beta2"] ** n["t"], torch.ones_like(n["t"])
-        n["correction"] = n["scale"]
-        if options["bias_correction"]:
-            n["correction"] = 1 - n["beta1"] ** n["t"]
-            n["scale"] = n["correction"] / n["bc2"].sqrt()
-        n["epsilon"] = n["epsilon"] * n["correction"] + torch.finfo(torch.float32).tiny
-        n["rate1"], n["root2"] = 1 - n["beta1"], (1 - n["beta2"]).sqrt()
-        trial.here = self._send(trial, {name: n[name] for name in (*_NUMBERS, "rho") if name in n})
-
-    def _divide(self, trial: _Trial) -> None:
-        """The blocks of the parameters that have a gradient: those of the last step, where nothing has changed."""
-        # Equal groups are one: dividing parameters among them changes no sum. (A number in a tensor equals itself only.)
-        entries = (*_GROUP_OPTIONS, "step_size", "reference_lr", "t", "annealing_step")
-        equal: dict[Any, int] = {}
-        for i, group in enumerate(self.param_groups):
-            kind = tuple(id(group[k]) if isinstance(group[k], Tensor) else group[k] for k in entries)
-            trial.firsts.append(equal.setdefault(kind, i))
-        trial.params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        params, firsts = self._kinds
-        same = trial.firsts == firsts and len(trial.params) == len(params)
-        if same and all(map(is_, trial.params, params)) and all(b.fits(self.state) for b in self._blocks):
-            trial.blocks = self._blocks
-            return
-        options = self.param_groups[0]
-        ranks = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
-        kinds: dict[Any, list[Tensor]] = {}
-        for place, (first, group) in enumerate(zip(trial.firsts, self.param_groups, strict=True)):
-            names = group.get("param_names") or [f"{i} of group {place}" for i in range(len(group["params"]))]
-            for name, param in zip(names, group["params"], strict=True):
-                if param.grad is not None:
-                    _check_parameter(param)
-                    _check_averages(name, param, self.state.get(param, {}))
-                    local, weight = _local(param), options["asam"] and "weight" in name
-                    alone = id(param) if _lies_alone(local) else None
-                    alike = first, weight, _share(param, ranks), local.device, local.dtype, alone
-                    kinds.setdefault(alike, []).append(param)
-        old = {(block.place, block.weight, *map(id, block.params)): block for block in self._blocks}
-        for (first, weight, share, *_), members in kinds.items():
-            block = old.get((first, weight, *map(id, members)))
-            if block is None or not block.fits(self.state):
-                block = _Block(first, self.param_groups[first], members, weight, share, self.state)
-            trial.blocks.append(block)
-
-    def _numbers(self, trial: _Trial, rows: list[list[Any]]) -> Tensor:
-        """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
-        if not self.param_groups[0]["capturable"]:
-            return torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
-        form: Any = dict(device=trial.device, dtype=_sum_dtype(trial.device))
-        made = [x.to(**form) if isinstance(x, Tensor) else torch.full((), x, **form) for x in chain(*rows)]
-        return torch.stack(made).view(len(rows), -1)
-
-    def _send(self, trial: _Trial, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same on the device, without waiting for it."""
-        if next(iter(numbers.values())).device == trial.device:
-            return numbers
-        table = torch.stack(list(numbers.values()))
-        table = table.pin_memory() if trial.device.type == "cuda" else table
-        table = table.to(trial.device, _sum_dtype(trial.device), non_blocking=True)
-        return dict(zip(numbers, table.unbind(), strict=True))
-
-    def _begin(self, trial: _Trial) -> None:
-        """Begin averages, in memory that is not `state` yet: at a parameter's first gradient, be it zero or not.
-
-        With `unbiased_squares` the squared ones at the first that is not zero, in whichever evaluation; at the
-        look-ahead so that they are there after the first update, in which all their gradients are zero.
-        """
-        options, start, ahead = self.param_groups[0], len(trial.losses) == 1, trial.looks and not trial.parts
-        if trial.idle or not any(block.waits or (block.fresh and start) for block in trial.blocks):
-            return
-        norms = []
-        for block in trial.blocks:
-            found = torch._foreach_norm(block.gradients(), 2, dtype=_sum_dtype(block.device))
-            norms.append((torch.stack(found).square() * block.share).to(trial.device))
-        vector = torch.cat(norms)
-        if trial.ranks is not None:
-            dist.all_reduce(vector, group=trial.ranks)
-        parts = torch.split(vector, [len(block.params) for block in trial.blocks])
-        clip, corrected = _clip(vector.sum(), options["max_grad_norm"]), options["bias_correction"]
-        for block, squares in zip(trial.blocks, parts, strict=True):
-            (beta1, beta2), gradients = block.group["betas"], block.gradients()
-            fine, sizes = torch.isfinite(squares), [param.numel() for param in block.params]
-            for key, i in block.fresh if start else ():
-                view = block.views[key][i]
-                value = gradients[i].to(view.dtype) * (clip * (1 - beta1 if corrected else 1.0))
-                if key == "exp_avg_sq":
-                    value = (squares[i] * clip**2 / sizes[i]).clamp(max=torch.finfo(view.dtype).max)
-                if key == "exp_avg" or not block.waits:
-                    view.copy_(torch.where(fine[i], value, 0) if options["capturable"] else value)
-            later = beta2 if ahead and beta2 > 0 else 1.0
-            factor = clip**2 * trial.n["bc2"][block.place].to(clip.device) / later
-            for i, view in enumerate(block.views["exp_avg_sq"] if block.waits else ()):
-                value = torch.where(fine[i], squares[i] * factor / sizes[i], 0).to(view.device, view.dtype)
-                view.copy_(torch.where(view > 0, view, value))
-
-    def _run(self, stage: Any, block: _Block, numbers: dict[str, Tensor], *flats: Any, **how: bool) -> Any:
-        """A stage over one block, with its group's numbers; the sums that it returns."""
-        dropped = () if block.group["bias_correction"] else ("correction",)
-        names = [name for name in _NUMBERS if name in numbers and name not in dropped]
-        column = torch.stack([numbers[name][block.place] for name in names]).to(block.device, block.dtype)
-        c = _Numbers(**dict(zip(names, column.unbind(), strict=True)))
+    def _run(self, stage: Any, block: _Block, n: Any, *flats: Any, scaled: Any = None, **how: bool) -> Any:
+        """A stage over one block, with its group's numbers, some of them times a number on the device; its sums."""
+        names = [name for name, number in n.items() if number is not None]
+        column = _sent(torch.stack([n[name][block.place] for name in names]), block.device).unbind()
+        c = dict(zip(names, column, strict=True))
+        for name, factor in (scaled or {}).items():
+            c[name] = c[name] * factor.to(block.device)
+        c = dict(zip(names, torch.stack(list(c.values())).to(block.dtype).unbind(), strict=True))
         if self._compile:
             rows = [_compiled(stage)(c, *flats, **how)]
         else:
@@ -1049,45 +1091,20 @@ class Acme(Optimizer):
         compiled = self._compile and self.param_groups[0]["capturable"]
         return (_compiled(function) if compiled else function)(*arguments)
 
-    def _take(self, trial: _Trial) -> None:
-        """The sums of a gradient: of the first that the averages are updated with, or of that at the look-ahead."""
-        if trial.idle:
-            return
-        options, ahead, sums = self.param_groups[0], "first" in trial.read, []
-        norm = options["max_grad_norm"] is not None or bool(options["acme"] and self.watchers and not ahead)
-        keep = ("given" if options["asam"] else "start") if trial.looks and not ahead else None
-        for block in trial.blocks:
-            g, kept = block.gradient(keep)
-            if ahead:
-                block.g1 = g
-            else:
-                block.g = g if kept is None else kept
-                block.g0 = block.g0 if options["asam"] else block.g
-            flats: Any = (block.g, g, None) if ahead else (g, None, kept)
-            sums.append(self._run(_sums, block, trial.here, *block.averages(), *flats, norm=norm))
-        self._record(trial, "ahead" if ahead else "first", sums, *[trial.slopes] * ahead)
-        if not ahead:
-            found = trial.read["first"][1:].view(-1, 4)
-            trial.read["factors"] = self._call(_limit, trial.here["beta1"], found, options["max_grad_norm"])
-
     def _record(self, trial: _Trial, name: str, *sums: list[Tensor]) -> None:
         """Note the loss and each block's sums, added up by group, for reading: from here on those of all ranks."""
-        if trial.idle:
-            return
-        vector = [trial.losses[-1].reshape(1)]
+        size = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
+        vector = [trial.losses[-1].reshape(1) / size]
         for each in sums:
-            rows = [row.to(trial.device) * b.share for row, b in zip(each, trial.blocks, strict=True)]
-            for i in range(len(self.param_groups)):
-                mine = [row for row, block in zip(rows, trial.blocks, strict=True) if block.place == i]
-                vector.append(torch.stack(mine).sum(0) if mine else torch.zeros_like(rows[0]))
+            table = torch.zeros(
+                len(self.param_groups), len(each[0]), dtype=each[0].dtype, device=trial.device
+            )
+            for row, block in zip(each, trial.blocks, strict=True):
+                table[block.place] += row.to(trial.device) * block.share
+            vector.append(table.flatten())
         trial.read[name] = torch.cat(vector)
         if trial.ranks is not None:
-            size = dist.get_world_size(trial.ranks)
-            equal = all(block.share == 1 / size for block in trial.blocks)  # so are their sums
-            check = torch.stack([s.sum() for s in sums[0]]).sum().to(trial.device) * equal
-            whole = torch.cat([vector[0] / size, *vector[1:], torch.stack([check, check.square()]) / size])
-            dist.all_reduce(whole, group=trial.ranks)
-            trial.read[name], trial.read[f"{name} on the ranks"] = whole[:-2], whole[-2:]
+            dist.all_reduce(trial.read[name], group=trial.ranks)
         if name != "ahead" and (trial.device.type == "cpu" or trial.scaler is not None):
             self._check(trial)
 
@@ -1099,9 +1116,7 @@ class Acme(Optimizer):
             if math.isfinite(loss) and all(map(math.isfinite, sums)):
                 continue
             if trial.scaler is not None and trial.scaler.is_enabled() and math.isfinite(loss):
-                self._go_back(trial)
-                trial.idle = trial.skipped = True
-                return
+                raise _Idle
             what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
             where = "at ASAM's point" if name == "first" and "start" in trial.read else "at the start"
             raise FloatingPointError(f"Non-finite {what} {where} of the step: all is as before it")
@@ -1126,8 +1141,7 @@ class Acme(Optimizer):
             done = self._numbers(trial, [[options["annealing_step"]]])[0] / options["total_steps"]
             cosine: Any = torch.cos(math.pi * done.clamp(max=1.0))
             annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + cosine) / 2
-        gamma = 2 * (1 - beta1) / (1 + beta1) * (1 + 2 * beta1) / (2 - beta1) * annealing
-        return gamma * trial.n["scheduled"] * options["gain"]
+        return damping(beta1) * annealing * trial.n["scheduled"] * options["gain"]
 
     def _decided(self, trial: _Trial, l0: Tensor) -> tuple[Move, dict[str, Tensor]]:
         """What to do, and what a look-ahead has shown."""
@@ -1154,52 +1168,59 @@ class Acme(Optimizer):
         return move, dict(l1=vector[0], p0=p0, p1=p1, fine=fine, clip=clip, factor=clip * limit)
 
     def _move(self, trial: _Trial, move: Move, fine: Tensor, clip: Any, factor: Any, ahead: Any) -> None:
-        """Put together the numbers of `_leap`, and run it."""
+        """Put together the numbers of the last stage, and run it.
+
+        Where the host has read what there is, it leaves out what is not needed; else one form serves all cases.
+        """
         options, n, looks, where = self.param_groups[0], trial.n, trial.looks, torch.where
-        # Where the host has read what there is, it leaves out what is not needed; else one form serves all cases.
-        host = not (self._compile or options["capturable"])
-        again, worse, fine_ahead, twice = move.again & fine, move.worse, fine, factor
+        host = not (
+            options["capturable"] or self._compile
+        )  # of which each combination would be a compilation
+        nesterov, one = options["nesterov"], torch.ones_like(n["beta1"])
+        fine_ahead, twice = (ahead["fine"], ahead["factor"]) if looks else (fine, factor)
+        again, worse, failed = move.again & fine, move.worse, fine & ~fine_ahead
+        if looks and "start" in trial.read:  # ASAM's is not the gradient of the start
+            clip = _clip(trial.read["start"][2::2].sum(), options["max_grad_norm"])
         if looks:
-            fine_ahead, twice = ahead["fine"], ahead["factor"]
-            if "start" in trial.read:  # ASAM's is not the gradient of the start
-                clip = _clip(trial.read["start"][2::2].sum(), options["max_grad_norm"])
             clip = where(worse, clip, ahead["clip"])
-        failed, one = fine & ~fine_ahead, torch.ones_like(n["beta1"])
         numbers = dict(
             beta1=where(fine, n["beta1"], 1), rate1=where(fine, n["rate1"] * factor, 0),
             beta2=where(fine, n["beta2"], 1), root2=where(fine, n["root2"] * factor, 0),
-            scale=n["scale"], epsilon=n["epsilon"], correction=n["correction"], eta=n["eta"],
-            size=n["applied"], keep=1 - n["applied"] * n["weight_decay"], nesterov=n["rate1"] * clip,
             again_beta1=where(again, n["beta1"], where(failed, n["rate1"], 1)), again_rate1=where(again, n["rate1"] * twice, 0),
             again_beta2=where(again, n["beta2"], 1), again_root2=where(again, n["root2"] * twice, 0),
-            fine=fine * one, fine_ahead=fine_ahead * one, worse=worse * one,
+            scale=n["scale"], epsilon=n["epsilon"], correction=n.get("correction"), eta=n["eta"], size=n["applied"],
+            keep=1 - n["applied"] * n["weight_decay"], nesterov=n["rate1"] * clip if nesterov else None,
+            fine=None if host else fine * one, fine_ahead=None if host else fine_ahead * one,
+            worse=None if host else worse * one,
         )  # fmt: skip
-        numbers, nesterov = self._send(trial, numbers), options["nesterov"]
         first = nesterov and not (host and looks and not worse)
         second = looks and (not host or bool(again | failed) or (nesterov and not worse))
         for block in trial.blocks:
-            unneeded = dict(
-                fine=host, fine_ahead=host, worse=host, nesterov=not nesterov, keep=not block.group["weight_decay"],
-                size=host and not n["applied"][block.place],
-            )  # fmt: skip
-            mine = {name: number for name, number in numbers.items() if not unneeded.get(name)}
-            g0, g1 = block.g0 if looks else block.g, block.g1
-            g1 = torch.zeros_like(g1) if host and failed else g1
+            mine = dict(numbers)
+            if host and not n["applied"][block.place]:
+                del mine["size"]
+            if not block.group["weight_decay"]:
+                del mine["keep"]
+            g, g0 = block.gradient["first"], block.gradient["start" if looks else "first"]
+            g1 = block.gradient.get("ahead")
+            if host and failed and g1 is not None:
+                g1 = torch.zeros_like(g1)
             if not (trial.moved or block.alone):
                 block.gather("weights", block.locals)
             kept = block.rooms["weights"] if trial.moved and block.alone else None
             # Nesterov's term takes a gradient without a limit, and 16 bits hold little.
             bounded = options["acme"] and (nesterov or block.locals[0].dtype != block.dtype)
-            gradients = block.g, g0 if first else None, g1 if second else None
-            flats = block.target("weights"), kept, *block.averages(), *gradients
-            self._run(_leap, block, mine, *flats, bounded=bounded)
+            flats = g, g0 if first else None, g1 if second else None
+            self._run(
+                _leap, block, mine, block.target("weights"), kept, *block.averages(), *flats, bounded=bounded
+            )
             block.write("weights")
 
     def _commit(self, trial: _Trial, move: Move, fine: Tensor) -> None:
         """The averages become the optimizer's state, step sizes and counters those of the next step."""
         options, n = self.param_groups[0], trial.n
         for block in trial.blocks:
-            block.fresh, block.g0, block.g, block.g1 = [], *[torch.empty(0)] * 3
+            block.fresh = []
             for param, key, entry in block.each():
                 self.state[param][key] = entry
             if block.waits and not options["capturable"]:
@@ -1209,7 +1230,7 @@ class Acme(Optimizer):
             for param, key, entry in block.each():
                 if self.state.get(param, {}).get(key) is entry:
                     self.state[param][key] = entry.clone()
-        self._blocks, self._kinds = trial.blocks, (trial.params, trial.firsts)
+        self._blocks, self._params, self._places = trial.blocks, trial.params, trial.places
         failed, step_size = move.decision == Decision.NON_FINITE, n["step_size"]
         if options["acme"]:
             step_size = (step_size * move.step_size).clamp(max=_LARGEST)
@@ -1227,24 +1248,18 @@ class Acme(Optimizer):
                 else:
                     group[name] = value.item() if isinstance(value, Tensor) else value
 
-    def _finish(self, trial: _Trial, outcome: Tensor | None = None, report: Report | None = None) -> None:
-        """The end of a step; without an outcome, of one that did nothing."""
-        options, nan, looks, trial.done = self.param_groups[0], math.nan, trial.looks, True
+    def _tell(self, trial: _Trial, outcome: Tensor | None = None, report: Report | None = None) -> None:
+        """What `report` says at the end of a step; without an outcome, of one that did nothing."""
+        options, nan, looks = self.param_groups[0], math.nan, trial.looks
         if outcome is None:
-            alpha = options["step_size"] if options["acme"] else options["lr"]
-            code, looks = Decision.NON_FINITE if trial.skipped else nan, False
+            alpha, looks = options["step_size"] if options["acme"] else options["lr"], False
+            code = Decision.NON_FINITE if trial.blocks else nan
             outcome = self._numbers(trial, [[trial.losses[0], nan, nan, nan, code, alpha, 0.0, 1.0]])[0]
         if options["capturable"]:
             outcome = outcome if self._outcome is None else self._outcome[0].copy_(outcome)
             self._outcome = outcome, looks, len(trial.losses)
         else:
             self._report = report or _report(outcome, looks, len(trial.losses))
-
-    def warn(self, message: str) -> None:
-        """Once for each optimizer."""
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, stacklevel=3)
 
     # State ----------------------------------------------------------------------------------------------
 
@@ -1300,7 +1315,8 @@ class Acme(Optimizer):
             group.update(_checked(group))
             _complete(group, self.param_groups[0])
         self.defaults.update({name: self.param_groups[0][name] for name in _SHARED_OPTIONS})
-        if self.defaults["asam"] and "param_names" not in self.param_groups[0]:
+        names = chain.from_iterable(group.get("param_names", [_NAMELESS]) for group in self.param_groups)
+        if self.defaults["asam"] and any(name.endswith(_NAMELESS) for name in names):
             raise ValueError(_NO_NAMES)
 
     def __repr__(self) -> str:
@@ -1366,6 +1382,13 @@ def _like(local: Tensor, param: Any) -> Any:
     return type(param).from_local(local, param.device_mesh, param.placements, **form)
 
 
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers from the host on the device, in the precision of sums, without waiting for it."""
+    if device.type == "cuda" and numbers.device.type == "cpu":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, _sum_dtype(device), non_blocking=True)
+
+
 def _sum_dtype(device: torch.device) -> torch.dtype:
     """What sums are taken in: float64, or float32 on mps, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -1378,6 +1401,7 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # Options -------------------------------------------------------------------------------------------------------
 
+_NAMELESS = " (no name)"  # ends what a parameter without a name is called
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")  # a group may have its own
 _FLAGS: tuple[str, ...] = ("acme", "adam", "asam", "nesterov", "bias_correction", "differentiable")
 _FLAGS += ("capturable", "unbiased_squares")

@@ -5,6 +5,8 @@ Closures that do not evaluate again, gradients clipped in the closure, ranks tha
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .acme import Acme, Decision, Report
@@ -16,6 +18,7 @@ UNEVEN = 1e-8  # variance over the ranks of gradients that should be equal on al
 SAME_NORM = 1e-5  # up to which two norms of the gradient are the same, as clipping leaves them
 CLIPPED_FALL = 1.1  # fall of the loss, in units of what the slopes say, that they do not account for
 CLIPPED_STEPS = 8
+FIRST_STEPS = 10  # in which ranks are compared; later once in as many
 
 
 def watch_for_clipping(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> None:
@@ -49,16 +52,23 @@ def watch_for_clipping(optimizer: Acme, report: Report, read: dict[str, Tensor])
 
 
 def watch_ranks(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> None:
-    """Warn of gradients that nobody has averaged over the ranks: their sums differ."""
-    for name, values in read.items():
-        if name.endswith("on the ranks"):
-            mean, square = values.tolist()
-            if square - mean * mean > UNEVEN * mean * mean and name.startswith(("start", "first")):
-                optimizer.warn(
-                    "The ranks' gradients differ, so the ranks drift apart: they have to be averaged before each step "
-                    "(DistributedDataParallel, fully_shard; with no_sync, all but the last backward). If the ranks "
-                    "train independently, pass Acme a process_group of one rank."
-                )
+    """Warn of gradients that nobody has averaged over the ranks: their norms differ."""
+    trial, steps = optimizer._trial, optimizer.param_groups[0]["steps"]
+    if trial.ranks is None or (steps >= FIRST_STEPS and steps % FIRST_STEPS):
+        return
+    if any(block.share != 1 / dist.get_world_size(trial.ranks) for block in trial.blocks):
+        return  # each rank has a part of it
+    norms = [norm for block in trial.blocks for norm in torch._foreach_norm(block.gradients())]
+    norm = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).sum()
+    sums = torch.stack([norm, norm.square()])
+    dist.all_reduce(sums, group=trial.ranks)
+    mean, square = (sums / dist.get_world_size(trial.ranks)).tolist()
+    if square - mean * mean > UNEVEN * mean * mean:
+        optimizer.warn(
+            "The ranks' gradients differ, so the ranks drift apart: they have to be averaged before each step "
+            "(DistributedDataParallel, fully_shard; with no_sync, all but the last backward). If the ranks "
+            "train independently, pass Acme a process_group of one rank."
+        )
 
 
 def watch_evaluations(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> None:
