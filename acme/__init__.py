@@ -3,8 +3,9 @@
 from . import watch
 from .acme import Acme, Adaptation, Decision, Measured, Move, Report, adapt, search
 from .averaging import get_polynomial_multi_avg_fn
+from .find_lr import Found, closures, find_lr
 
 __all__ = [
-    "Acme", "Adaptation", "Decision", "Measured", "Move", "Report", "adapt", "get_polynomial_multi_avg_fn", "search",
-    "watch",
+    "Acme", "Adaptation", "Decision", "Found", "Measured", "Move", "Report", "adapt", "closures", "find_lr",
+    "get_polynomial_multi_avg_fn", "search", "watch",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ BLOCK = re.compile(r"^```python(?: torchrun=(\d+))?\n(.*?)^```$", re.MULTILINE |
 
 # Packages without which a page cannot run.
 NEEDS = {
+    "find_lr.md": ["lightning", "accelerate"],
     "frameworks.md": ["lightning", "accelerate", "transformers"],
     "watching.md": ["tensorboard", "wandb"],
 }

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from acme import Acme
+from acme import Acme, find_lr
 
 LONG = int(os.environ.get("ACME_RANKS_STEPS", "60"))
 CHECKPOINTED = [dict(acme=True), dict(acme=True, adam=True, asam=True, nesterov=True)]
@@ -37,7 +37,7 @@ def halves(step: int, dtype=torch.float64) -> list:
     return [(x[:6].to(dtype), y[:6].to(dtype)), (x[6:].to(dtype), y[6:].to(dtype))]
 
 
-def closure_of(model: nn.Module, optimizer: Acme, parts: list):
+def closure_of(model: nn.Module, optimizer: Acme | nn.Module, parts: list):
     """The mean over `parts`, whose gradients are averaged if the model is distributed and has one of them."""
 
     def closure():
@@ -135,6 +135,20 @@ def uneven(folder: Path) -> None:
     assert trace == twin_trace
 
 
+def finder(folder: Path) -> None:
+    """A learning rate found together, with weights whole or sharded, is that of one process on the whole batch."""
+    rank, rates, sharded = dist.get_rank(), [], small_net()
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+    for model in (DistributedDataParallel(small_net()), sharded):
+        before = whole(model)
+        steps = (closure_of(model, model, [halves(step)[rank]]) for step in range(60))
+        rates.append(find_lr(model, steps).lr)
+        assert_equal_on_all_ranks([rates[-1], *whole(model)])
+        assert all(map(torch.equal, before, whole(model)))
+    if rank == 0:
+        torch.save(rates, folder / "finder.pt")
+
+
 def fsdp(folder: Path) -> None:
     """20 steps in each mode with DTensor parameters: sharded over both ranks, or replicated on them (HSDP)."""
     rank, result = dist.get_rank(), {}
@@ -198,7 +212,7 @@ def refused(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    JOBS = {f.__name__: f for f in (ddp, nonfinite, uneven, fsdp, checkpoint, refused)}
+    JOBS = {f.__name__: f for f in (ddp, nonfinite, uneven, finder, fsdp, checkpoint, refused)}
     JOBS[sys.argv[1]](Path(sys.argv[2]))
     dist.barrier()
     dist.destroy_process_group()

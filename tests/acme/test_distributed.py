@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from common import MODES, mode_id, start
-from ranks import CHECKPOINTED, halves, small_net, train, whole
+from ranks import CHECKPOINTED, closure_of, halves, small_net, train, whole
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from acme import Acme
+from acme import Acme, find_lr
 
 HERE = Path(__file__).parent
 
@@ -55,6 +55,12 @@ def test_two_ranks_are_one_process_on_the_whole_batch(job, tmp_path) -> None:
 def test_ranks(job, tmp_path) -> None:
     """See the functions of these names in ranks.py."""
     run_ranks(job, tmp_path)
+
+
+def test_two_ranks_find_the_learning_rate_of_one_process(tmp_path) -> None:
+    model = small_net()
+    alone = find_lr(model, (closure_of(model, model, halves(step)) for step in range(60))).lr
+    assert run_ranks("finder", tmp_path) == pytest.approx([alone, alone], rel=1e-6)
 
 
 def test_checkpoint_of_two_ranks_loads_in_one(tmp_path) -> None:
