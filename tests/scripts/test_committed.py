@@ -1,4 +1,4 @@
-"""What is committed under figures/, and quoted in the README, is what the committed runs give."""
+"""What is committed under figures/ is what the committed runs give."""
 
 from __future__ import annotations
 
@@ -31,10 +31,3 @@ def test_tables_are_those_of_the_results(name: str, tmp_path: Path) -> None:
     assert made
     for path in made:
         assert (tmp_path / path).read_text() == (ROOT / "figures" / path).read_text(), path
-
-
-def test_the_readme_quotes_the_overview() -> None:
-    rows = [
-        line for line in (ROOT / "figures/peers/overview.md").read_text().splitlines() if line[0:1] == "|"
-    ]
-    assert "\n".join(rows) in (ROOT / "README.md").read_text()
