@@ -1,24 +1,14 @@
 """The optimizers people would pick instead of ACME: which package each is, and how its authors say to use it.
 
-Nothing is implemented here. `PEERS` is the table: what `--lr` means for each, its schedule, its weight decay, what a
-step costs; importing it needs the standard library only. `Adapter` gives the packages' optimizers the calls that the
-training loop makes of Acme. docs/peers.md says the same in prose.
+What `--lr` means for each, its schedule, its weight decay, what a step costs. Nothing is implemented here, and nothing
+but the standard library imported: adapter.py uses the packages. docs/peers.md says the same in prose.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from icassp25.config import RunConfig
+from typing import Any
 
 ACME = "acme"
 """The `--optimizer` that is not a peer."""
@@ -190,155 +180,3 @@ def default_lr(optimizer: str, model: str) -> float:
     peer = PEERS[optimizer]
     other = peer.default_without_norm
     return peer.default if other is None or model in MODELS_WITH_NORM else other
-
-
-def load(name: str) -> Any:
-    """The module of a peer's package.
-
-    Raises:
-        UsageError: the package is not installed.
-    """
-    from icassp25.config import UsageError
-
-    peer = PEERS[name]
-    try:
-        return importlib.import_module(peer.module)
-    except ImportError as error:
-        raise UsageError(
-            f"--optimizer {name}: needs the package {peer.package}, which cannot be imported ({error}); "
-            f"pip install {peer.package}, or pip install '.[peers]' for all of them."
-        ) from None
-
-
-def version(name: str) -> dict[str, str]:
-    """The peer's package and its version, for the run's JSON."""
-    from importlib import metadata
-
-    package = PEERS[name].package
-    return {package: metadata.version(package)}
-
-
-class Adapter:
-    """A peer's optimizer behind the calls that the training loop makes of Acme.
-
-    Args:
-        config: names the peer in `optimizer`, its scale in `lr`; `momentum` is the momentum or β1.
-        model: what it trains.
-        beta2, epsilon: of the Adam-like ones.
-
-    Raises:
-        UsageError: the package is missing or refuses the options.
-    """
-
-    def __init__(self, config: RunConfig, model: nn.Module, beta2: float, epsilon: float) -> None:
-        from icassp25.config import UsageError
-
-        self.peer = peer = PEERS[config.optimizer]
-        self.model = model
-        self._module = load(config.optimizer)
-        options = {**peer.options, peer.argument: config.lr, "weight_decay": config.weight_decay}
-        if peer.family == "adam":
-            options |= {"betas": (config.momentum, beta2), "eps": epsilon}
-        elif peer.family == "sgd":
-            options["momentum"] = config.momentum
-        if peer.modes:
-            options["warmup_steps"] = round(WARMUP * config.epochs * config.steps_per_epoch)
-        if peer.class_name == "SAM":
-            import torch
-
-            options["base_optimizer"] = torch.optim.SGD
-        make = getattr(self._module, peer.class_name)
-        try:
-            # Prodigy and D-Adaptation print in their constructors.
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.optimizer = make(model.parameters(), **options)
-        except ValueError as error:
-            raise UsageError(
-                f"--optimizer {config.optimizer}: {peer.package} refuses its options ({error})."
-            ) from None
-        self.averager = getattr(self._module, peer.averager)(model) if peer.averager else None
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    @property
-    def tested_model(self) -> nn.Module:
-        """The model to test: the averaged one where the method averages beside the training."""
-        return self.model if self.averager is None else self.averager.averaged_model
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
-
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step; the loss of the first evaluation.
-
-        Raises:
-            FloatingPointError: that loss is not finite, or the package gives up on the numbers it gets.
-        """
-        if self.peer.evaluations == 2:
-            loss = self._finite(closure())
-            self.optimizer.step(lambda: self._without_statistics(closure))
-        else:
-            losses: list[Tensor] = []
-
-            def watched() -> Tensor:
-                losses.append(self._finite(closure()))
-                return losses[-1]
-
-            try:
-                self.optimizer.step(watched)
-            except AssertionError as error:  # DoG's, of a gradient that is not finite
-                raise FloatingPointError(str(error)) from None
-            loss = losses[0]
-        if self.averager is not None:
-            self.averager.step()
-        return loss.detach()
-
-    @staticmethod
-    def _finite(loss: Tensor) -> Tensor:
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()}")
-        return loss
-
-    def _without_statistics(self, closure: Callable[[], Tensor]) -> Tensor:
-        """The second evaluation, with the package's own switch for BatchNorm's running statistics."""
-        from pytorch_optimizer.optimizer.utils import disable_running_stats, enable_running_stats
-
-        disable_running_stats(self.model)
-        try:
-            return closure()
-        finally:
-            enable_running_stats(self.model)
-
-    def train(self) -> None:
-        """Before the steps of an epoch: the weights that the gradient is evaluated at."""
-        if self.peer.modes:
-            self.optimizer.train()
-
-    def eval(self) -> None:
-        """Before testing and saving: the weights that are the result."""
-        if self.peer.modes:
-            self.optimizer.eval()
-
-    def step_size(self, lr: float) -> float:
-        """The step size that the method itself arrived at, else the scheduled learning rate, which is `lr`."""
-        group = self.param_groups[0]
-        if "d" in group:
-            return float(group["d"]) * lr
-        if "scheduled_lr" in group:
-            return float(group["scheduled_lr"])
-        if "reps_rel" in group:
-            return float(group["eta"][0]) if "eta" in group else math.nan
-        return lr
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "averager": None if self.averager is None else self.averager.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.averager is not None:
-            self.averager.load_state_dict(state["averager"])

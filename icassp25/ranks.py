@@ -113,22 +113,6 @@ class Ranks:
                     results.append(do())
         return results[0]
 
-    def bytes_of_first(self, content: bytes | None) -> bytes | None:
-        """The first process's `content`, in all."""
-        if self.size == 1:
-            return content
-        import torch
-        import torch.distributed as dist
-
-        length = self.decided(lambda: None if content is None else len(content))
-        if length is None:
-            return None
-        data = torch.empty(length, dtype=torch.uint8)
-        if self.first and content is not None:
-            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(data, src=0, group=self.patient)
-        return data.numpy().tobytes()
-
     def share(self, count: int, batch_size: int) -> slice | Tensor:
         """This process's part of `count` places that are batches of `batch_size`: of each batch as many."""
         if self.size == 1:

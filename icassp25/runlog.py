@@ -14,6 +14,7 @@ leaves or meets half of one. The JSON is the last thing to say "finished": where
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -58,6 +59,11 @@ def csv_path(output: str) -> Path:
 def sidecar_path(path: Path) -> Path:
     """The JSON that belongs to a run's CSV."""
     return path.with_suffix(".json")
+
+
+def checkpoint_path(path: Path) -> Path:
+    """What an interrupted run goes on from."""
+    return path.with_suffix(".checkpoint")
 
 
 @dataclass(frozen=True)
@@ -228,26 +234,33 @@ def settled(path: Path, config: RunConfig) -> bool:
     """Whether nothing is left to do for `config`, a `--resume` of a run that `path` already holds finished.
 
     Raises:
-        UsageError: going on would overwrite a finished run, or mix two runs.
+        UsageError: going on would overwrite a run, finished or not, or mix two.
     """
-    try:
+    finished, differences = False, []
+    with contextlib.suppress(UnusableRun):
         sidecar = _read_json(sidecar_path(path))
         differences = config.same_run(_read_config(sidecar))
-    except UnusableRun:
+        finished = sidecar.get("finished") is True and path.exists()
+    if not finished and not checkpoint_path(path).exists() and _rows(path) == 0:
         return False
-    if sidecar.get("finished") is not True or not path.exists():
-        return False
+    state, to = ("finished", "keep it") if finished else ("interrupted", "go on")
     if differences:
         raise UsageError(
-            f"--output {path}: holds a finished run that differs in {', '.join(differences)}; "
+            f"--output {path}: holds a run, {state}, that differs in {', '.join(differences)}; "
             "choose another name or delete it."
         )
     if not config.resume:
         raise UsageError(
-            f"--output {path}: holds this run, finished; choose another name, delete it, or pass --resume "
-            "to keep it."
+            f"--output {path}: holds this run, {state}; choose another name, delete it, or pass --resume to {to}."
         )
-    return True
+    return finished
+
+
+def _rows(path: Path) -> int:
+    """The lines of a CSV behind its header."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        return max(0, len(path.read_bytes().splitlines()) - 1)
+    return 0
 
 
 def read_run(path: Path) -> Run:

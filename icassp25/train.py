@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import math
-import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -24,16 +21,15 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from acme import get_polynomial_multi_avg_fn
-from icassp25 import peers, runlog, tasks
+from icassp25 import optimizers, runlog, tasks
 from icassp25.capture import CapturedEvaluation, CapturedStep, Evaluation
 from icassp25.config import RunConfig, UsageError
-from icassp25.files import temporary
+from icassp25.files import write_whole
 from icassp25.models import build_model, has_batch_norm, synchronised
 from icassp25.parts import Parts
+from icassp25.peers import ACME, STATISTICS_BATCHES
 from icassp25.ranks import ALONE, Ranks
 
-BETA2 = 0.999
-EPSILON = 1e-8
 FINAL_LR_FRACTION = 0.01  # the cosine without ACME ends at lr/100
 
 # Examples made ready at once: enough that the operations' start does not count, and a bounded amount of memory.
@@ -58,48 +54,40 @@ def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
         device = resolve_device(config, ranks)
         if ranks.first:
             runlog.check_writable(path)
-        optimizer_class = _optimizer_class(config.acme_script)
-        if config.optimizer != peers.ACME:
-            peers.load(config.optimizer)  # a missing package is said before the data is loaded
+        acme_class = optimizers.acme_class(config.acme_script)
+        # What it refuses is said before the data is loaded.
+        optimizers.make(config, nn.Linear(1, 1), acme_class)
         wandb = _start_wandb(config) if ranks.first else None
     torch.set_num_threads(config.threads)
     _set_precision(config, device)
     task = ranks.one_per_machine_first(lambda: tasks.load(config, device))
-    experiment = Experiment(config, task, device, optimizer_class, ranks)
-    checkpoint = path.with_suffix(".checkpoint")
+    experiment = Experiment(config, task, device, acme_class, ranks)
+    checkpoint = runlog.checkpoint_path(path)
     rows = experiment.load(checkpoint) if config.resume else []
-    if not ranks.first:
-        _follow(experiment, rows)
-        return
-    if not rows:
-        checkpoint.unlink(missing_ok=True)
-    log = runlog.RunLog(path, config, _describe(experiment), rows)
-    _print_start(experiment, path, resumed=len(rows))
-    while _unfinished(log.rows, config):
-        row = experiment.epoch(len(log.rows) + 1)
+    log = None
+    if ranks.first:
+        log = runlog.RunLog(path, config, _describe(experiment), rows)
+        _print_start(experiment, resumed=len(rows))
+    while len(rows) < config.epochs and not any(row.diverged for row in rows):
+        row = experiment.epoch(len(rows) + 1)
+        rows = [*rows, row]
+        if log is None:
+            continue
         # The checkpoint first: if the process ends between the two, the CSV is rewritten from its rows.
-        experiment.save(checkpoint, [*log.rows, row])
+        experiment.save(checkpoint, rows)
         log.append(row)
         _print_row(row, config)
         if wandb is not None:
             cells = zip(runlog.columns(config), row.cells(config), strict=True)
             wandb.log({name: float(text) for name, text in cells if text})
+    if log is None:
+        return
     log.finish()
     checkpoint.unlink(missing_ok=True)
     if wandb is not None:
         wandb.finish()
-    last = log.rows[-1]
+    last = rows[-1]
     print(f"{log.status}: test error {last.test_error:.2%} after epoch {last.epoch}, logged in {path}")
-
-
-def _unfinished(rows: list[runlog.Row], config: RunConfig) -> bool:
-    return len(rows) < config.epochs and not any(row.diverged for row in rows)
-
-
-def _follow(experiment: Experiment, rows: list[runlog.Row]) -> None:
-    """What a process does that is not the first: the same epochs, without a word."""
-    while _unfinished(rows, experiment.config):
-        rows = [*rows, experiment.epoch(len(rows) + 1)]
 
 
 @dataclass
@@ -135,7 +123,7 @@ class Experiment:
         config: RunConfig,
         task: tasks.Task,
         device: torch.device,
-        optimizer_class: Callable[..., torch.optim.Optimizer],
+        acme_class: optimizers.AcmeClass,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
@@ -153,12 +141,10 @@ class Experiment:
             # For training only: the test's batches would each cost another compilation.
             self.train_model = torch.compile(self.model, dynamic=False)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.peer = self.scheduler = None
         self.captures = config.compile and device.type == "cuda"
-        if config.optimizer == peers.ACME:
-            self.optimizer = self._acme(optimizer_class)
-        else:
-            self.optimizer = self.peer = peers.Adapter(config, self.model, BETA2, EPSILON)
+        self.optimizer = optimizers.make(config, self.model, acme_class, self.captures)
+        self.peer = self.optimizer if config.optimizer != ACME else None
+        self.scheduler = None
         cosine = self.peer.peer.cosine if self.peer else not config.acme
         if cosine and not config.no_annealing:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -177,40 +163,6 @@ class Experiment:
         self.progress = Progress()
         self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
         self.captured_step: CapturedStep | None = None  # that, and an optimizer that is capturable
-
-    def _acme(self, optimizer_class: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer:
-        config = self.config
-        if config.adapt_every != 1:
-            raise UsageError(
-                f"adapt_every {config.adapt_every}: expected --adapt-steps, which is in its place."
-            )
-        # A variant may read what it decides on, and a search has to.
-        capturable = self.captures and config.acme_script == "acme" and not config.search_steps
-        return optimizer_class(
-            self.model,
-            # Where graphs find what a schedule makes of it.
-            torch.tensor(config.lr, dtype=torch.float64, device=self.device) if capturable else config.lr,
-            betas=(config.momentum, BETA2),
-            epsilon=EPSILON,
-            weight_decay=config.weight_decay,
-            acme=config.acme,
-            adam=config.adam,
-            asam=config.asam,
-            rho=config.rho,
-            eta=config.eta,
-            nesterov=config.nesterov,
-            bias_correction=config.adam,
-            total_steps=None
-            if config.no_annealing
-            else round(config.anneal_over * config.epochs * config.steps_per_epoch),
-            **({"compile": True} if config.compile else {}),
-            **({"capturable": True} if capturable else {}),
-            # Only where they are asked for: another --acme-script need not know them.
-            **({"gain": config.gain} if config.gain != 1 else {}),
-            **({"adapt_steps": config.adapt_steps} if config.adapt_steps is not None else {}),
-            **({"search_steps": config.search_steps} if config.search_steps else {}),
-            **({"unbiased_squares": True} if config.unbiased_squares else {}),
-        )
 
     @property
     def parameters(self) -> int:
@@ -378,7 +330,7 @@ class Experiment:
         """
         config = self.config
         generator = torch.Generator(self.device).manual_seed((config.seed + number) % 2**63)
-        batches = min(peers.STATISTICS_BATCHES, config.steps_per_epoch)
+        batches = min(STATISTICS_BATCHES, config.steps_per_epoch)
         order = self.task.order(generator)[: batches * config.batch_size]
         self.model.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -425,29 +377,41 @@ class Experiment:
             "cpu_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with temporary(path) as name:
-            torch.save(content, name)
-            os.replace(name, path)
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        write_whole(path, whole.getvalue())
 
     def load(self, path: Path) -> list[runlog.Row]:
         """Continue from a checkpoint, where there is one; the rows logged so far.
 
         The first process reads it, for all: they need not be as many as those that wrote it.
+
+        Raises:
+            UsageError: it cannot be read, or is not one of this run.
         """
-        with self.ranks.agreeing():
+
+        def read() -> bytes | None:
             try:
-                whole = path.read_bytes() if self.ranks.first and path.exists() else None
+                return path.read_bytes() if path.exists() else None
             except OSError as error:
                 raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        whole = self.ranks.bytes_of_first(whole)
+
+        whole = self.ranks.decided(read)
         if whole is None:
             return []
         try:
             content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            self._refuse_another_run(path, content)
+            return self._continue_from(content)
+        except UsageError:
+            raise
+        except Exception as error:  # of any kind: the file may hold anything
+            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(".: ")
             raise UsageError(
-                f"{path}: not a readable checkpoint ({error}); delete it to start over."
-            ) from None
+                f"{path}: not a checkpoint of this program ({reason}); delete it to start over."
+            ) from error
+
+    def _refuse_another_run(self, path: Path, content: dict[str, Any]) -> None:
         differences = self.config.same_run(RunConfig.from_dict(content["options"]))
         if differences:
             raise UsageError(
@@ -459,6 +423,8 @@ class Experiment:
                 f"{path}: the interrupted run's {self.config.dataset} is another than the one installed now; "
                 "install the version that it began with, or delete it to start over."
             )
+
+    def _continue_from(self, content: dict[str, Any]) -> list[runlog.Row]:
         self.model.load_state_dict(content["model"])
         if self.average is not None:
             self.average.load_state_dict(content["average"])
@@ -514,15 +480,6 @@ def _set_precision(config: RunConfig, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda"
 
 
-def _optimizer_class(package: str) -> Callable[..., torch.optim.Optimizer]:
-    try:
-        return importlib.import_module(package).Acme
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--acme-script {package}: expected a package with a class Acme ({error})."
-        ) from None
-
-
 def _start_wandb(config: RunConfig) -> Any:
     if config.wandb is None:
         return None
@@ -549,7 +506,7 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "cuda": torch.version.cuda if experiment.device.type == "cuda" else None,
-            **(peers.version(experiment.config.optimizer) if experiment.peer else {}),
+            **optimizers.versions(experiment.config),
             **experiment.task.versions,
         },
         **experiment.task.about,
@@ -601,7 +558,7 @@ def _commit() -> str | None:
 _SHARE_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "nf")
 
 
-def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
+def _print_start(experiment: Experiment, resumed: int) -> None:
     config = experiment.config
     print(
         f"{config.model} {config.depth}-{config.width_alpha}, {experiment.parameters:,} parameters, "

@@ -172,7 +172,7 @@ def test_a_failing_rename_leaves_the_old_file_and_no_other(
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UsageError, match=r"run.csv: cannot be written \(disk full\)"):
         log.append(row(2))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -369,19 +369,30 @@ def test_read_study_orders_by_name_and_ignores_other_files(tmp_path: Path) -> No
 
 
 def test_settled(tmp_path: Path) -> None:
-    path = tmp_path / "run.csv"
+    path, begun_anew = tmp_path / "run.csv", replace(CONFIG, resume=False)
     assert not settled(path, CONFIG)
-    RunLog(path, CONFIG, SIDECAR)
-    assert not settled(path, CONFIG)  # started, not finished
+    log = RunLog(path, CONFIG, SIDECAR)
+    assert not settled(path, CONFIG) and not settled(path, begun_anew)  # started, and nothing to lose
+    log.append(row(1))
+    assert not settled(path, CONFIG)
+    with pytest.raises(UsageError, match="holds this run, interrupted; .* or pass --resume to go on"):
+        settled(path, begun_anew)
+    for config in (CONFIG, begun_anew):
+        with pytest.raises(UsageError, match="holds a run, interrupted, that differs in seed"):
+            settled(path, replace(config, seed=1))
     finished(path)
     assert settled(path, CONFIG)
     assert settled(path, replace(CONFIG, data_dir="elsewhere", threads=7))
-    with pytest.raises(UsageError, match="differs in epochs, seed"):
+    with pytest.raises(UsageError, match="holds a run, finished, that differs in epochs, seed"):
         settled(path, replace(CONFIG, epochs=4, seed=1))
-    with pytest.raises(UsageError, match="pass --resume"):
-        settled(path, replace(CONFIG, resume=False))
+    with pytest.raises(UsageError, match="or pass --resume to keep it"):
+        settled(path, begun_anew)
     path.unlink()
+    assert not settled(path, CONFIG) and not settled(path, begun_anew)
+    path.with_suffix(".checkpoint").write_bytes(b"")
     assert not settled(path, CONFIG)
+    with pytest.raises(UsageError, match="interrupted"):
+        settled(path, begun_anew)
 
 
 def test_a_diverged_run_is_settled(tmp_path: Path) -> None:
