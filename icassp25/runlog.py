@@ -38,8 +38,8 @@ MEASURES = ("seconds", "lr", "step_size", "train_loss", "train_error", "test_los
 SHARES = (*(f"share_{code}" for code in range(8)), "share_nonfinite")
 VALIDATION = ("validation_loss", "validation_error")
 
-GIVEN = ("versions", "commit", "device", "parameters")
-"""What the training loop has to say about itself in the JSON; the rest is known here."""
+GIVEN = {"versions": dict, "commit": (str, type(None)), "device": str, "parameters": int}
+"""What the training loop has to say about itself in the JSON, and the types; the rest is known here."""
 
 
 class UnusableRun(ValueError):
@@ -258,7 +258,7 @@ def settled(path: Path, config: RunConfig) -> bool:
 
 def _rows(path: Path) -> int:
     """The lines of a CSV behind its header."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+    with contextlib.suppress(OSError):  # `check_writable` says what is wrong
         return max(0, len(path.read_bytes().splitlines()) - 1)
     return 0
 
@@ -279,35 +279,24 @@ def read_run(path: Path) -> Run:
     status, rows = sidecar.get("status"), sidecar.get("rows")
     if status not in ("finished", "diverged") or sidecar.get("finished") is not True:
         raise UnusableRun(f"the run is not finished ({rows} of {config.epochs} epochs)")
-    lacking = [name for name in GIVEN if name not in sidecar]
-    if lacking:
-        raise UnusableRun(f"its JSON lacks {', '.join(lacking)}")
-    for name, kinds in (
-        ("versions", dict),
-        ("commit", (str, type(None))),
-        ("device", str),
-        ("parameters", int),
-    ):
-        if not isinstance(sidecar[name], kinds):
-            raise UnusableRun(f"its JSON's {name} is not what a run writes")
+    for name, kind in GIVEN.items():
+        if name not in sidecar or not isinstance(sidecar[name], kind):
+            raise UnusableRun(f"its JSON lacks {name}, or it is not what a run writes")
     table = _read_cells(path, columns(config))
     diverged = status == "diverged"
     if len(table) != rows or not (diverged or rows == config.epochs):
         raise UnusableRun(f"{len(table)} rows where its JSON says {rows}, of {config.epochs} epochs")
 
     def number(text: str, line: int, name: str) -> float:
-        empty = name in SHARES and not config.acme
-        try:
-            value = math.nan if not text else int(text) if name in COUNTS else float(text)
-        except ValueError:
-            usable = False
-        else:
-            usable = not text if empty else math.isfinite(value) or (diverged and name not in COUNTS)
-            usable = usable and (name not in COUNTS or 0 <= value < 2**63)
-        if not usable:
-            expected = "nothing, as ACME is off" if empty else "a finite number"
-            raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
-        return value
+        count, empty = name in COUNTS, name in SHARES and not config.acme
+        value = math.nan
+        with contextlib.suppress(ValueError):
+            value = int(text) if count else float(text) if text else math.nan
+            usable = 0 <= value < 2**63 if count else diverged or math.isfinite(value)
+            if not text if empty else usable:
+                return value
+        expected = "nothing, as ACME is off" if empty else "a finite number"
+        raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
 
     cells = {
         name: [number(row[index], line, name) for line, row in enumerate(table, start=2)]
@@ -356,18 +345,17 @@ def _read_config(sidecar: dict[str, Any]) -> RunConfig:
 def _read_cells(path: Path, expected: tuple[str, ...]) -> list[list[str]]:
     """The CSV's rows as text, all of the expected length."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # with a byte-order mark or without
+        header, *table = list(csv.reader(io.StringIO(text))) or [[]]
     except FileNotFoundError:
         raise UnusableRun("the CSV of this JSON is missing") from None
-    except (OSError, ValueError) as error:
-        raise UnusableRun(f"the CSV cannot be read ({error})") from None
-    try:
-        header, *table = list(csv.reader(io.StringIO(text))) or [[]]
-    except csv.Error as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UnusableRun(f"the CSV cannot be read ({error})") from None
     if tuple(header) != expected:
-        unknown = sorted(set(header).symmetric_difference(expected))
-        raise UnusableRun(f"its columns are not those of a run ({', '.join(unknown) or 'other order'})")
+        unknown = [f'"{name}" is not one' for name in header if name not in expected]
+        missing = [f'"{name}" is missing' for name in expected if name not in header]
+        differences = ", ".join(unknown + missing) or "in another order, or twice"
+        raise UnusableRun(f"its columns are not those of a run ({differences})")
     for line, row in enumerate(table, start=2):
         if len(row) != len(expected):
             raise UnusableRun(f"line {line} has {len(row)} cells, expected {len(expected)}")

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -400,7 +401,9 @@ class Experiment:
         if whole is None:
             return []
         try:
-            content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what other programs write
+                content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
             self._refuse_another_run(path, content)
             return self._continue_from(content)
         except UsageError:

@@ -258,6 +258,14 @@ def test_read_run(tmp_path: Path, acme: bool) -> None:
     assert bool(run.frame["share_0"].isna().all()) is not acme
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    finished(path)
+    frame = read_run(path).frame
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf") and read_run(path).frame.equals(frame)
+
+
 def change(**entries: Any) -> Any:
     """A change of the JSON: entries replaced, or dropped where None."""
 
@@ -299,9 +307,10 @@ SPOILED = {
     "fewer-rows": (change(rows=4), "3 rows where its JSON says 4"),
     "other-columns": (
         rewrite("test_error", "accuracy"),
-        "columns are not those of a run (accuracy, test_error)",
+        'columns are not those of a run ("accuracy" is not one, "test_error" is missing)',
     ),
-    "other-order": (rewrite("epoch,steps", "steps,epoch"), "(other order)"),
+    "index": (rewrite("epoch,steps", ",epoch,steps"), 'not those of a run ("" is not one)'),
+    "other-order": (rewrite("epoch,steps", "steps,epoch"), "(in another order, or twice)"),
     "empty": (lambda path: path.write_text(""), "columns are not those of a run"),
     "binary": (lambda path: path.write_bytes(b"\xff\x00\xfe"), "cannot be read"),
     "cut-cell": (cut(3), "line 4 is cut off"),

@@ -143,13 +143,13 @@ def test_logged_numbers_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest
 
     experiment = kept[-1]
     images = experiment.task.data
-    inputs = images.test_images.float() / 255 - images.mean.view(3, 1, 1)
+    inputs = images.test[0].float() / 255 - images.mean.view(3, 1, 1)
     with torch.no_grad():
         logits = experiment.model.eval()(inputs / images.std.view(3, 1, 1))
-    loss = torch.nn.functional.cross_entropy(logits, images.test_labels, label_smoothing=0.1).item()
+    loss = torch.nn.functional.cross_entropy(logits, images.test[1], label_smoothing=0.1).item()
     assert float(row["test_loss"]) == pytest.approx(loss, rel=1e-4)
     assert float(row["test_error"]) == pytest.approx(
-        (logits.argmax(1) != images.test_labels).double().mean().item(), abs=2e-3
+        (logits.argmax(1) != images.test[1]).double().mean().item(), abs=2e-3
     )
 
 
