@@ -25,7 +25,6 @@ from icassp25.train import device_name
 
 RESULTS = Path(os.environ.get("BENCHMARKS", ROOT / "results" / "benchmarks"))
 PACKAGES = ("torch", "torchvision", "prodigyopt", "pytorch-optimizer")
-
 Row = Mapping[str, Any]
 
 

@@ -60,8 +60,7 @@ def configurations(study: str) -> dict[str, RunConfig]:
     for path in sorted((ROOT / "results" / study / "peers").glob("*.x1.seed*.json")):
         name = path.name.split(".")[0]
         found.setdefault(name, RunConfig.from_dict(json.loads(path.read_text())["options"]))
-    equal = ("-half", "-equal")
-    return {k: v for k, v in found.items() if not k.endswith(equal) and v.adapt_every == 1}
+    return {k: v for k, v in found.items() if not k.endswith(("-half", "-equal")) and v.adapt_every == 1}
 
 
 def main() -> None:

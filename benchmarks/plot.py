@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 BLUE, GREEN, VERMILLION, GREY = "#0072B2", "#009E73", "#D55E00", "#999999"  # Okabe and Ito's; grey
 STYLE = {
-    "font.size": 7, "axes.titlesize": 7.5, "lines.markersize": 3, "legend.frameon": False, "axes.axisbelow": True,
-    "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#dddddd", "savefig.dpi": 200,
+    "font.size": 7, "axes.titlesize": 7.5, "lines.markersize": 3, "legend.frameon": False, "axes.grid": True,
+    "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#dddddd", "savefig.dpi": 200,
 }  # fmt: skip
 
 MODES = {

@@ -10,8 +10,8 @@ Rows: torch's optimizers and others; Acme as it is and with `compile=True`; on C
 captured by the caller, as the experiment does it.
 
 Columns: `ms`, the median over the repetitions; `ratio` to the peer in `peer` (the target where there is one);
-`ns_per_param`; `memory`, the peak of what the optimizer allocates beyond parameters and gradients, state included,
-in copies of the parameters, and `state`, what of it stays. On CUDA also `waits`, how often a step waits for the
+`ns_per_param`; `memory`, the peak of what the optimizer allocates beyond parameters and gradients, with its
+state, in copies of the parameters, and `state`, what of it stays. On CUDA also `waits`, how often a step waits for the
 device (`torch.cuda.set_sync_debug_mode`), and `kernels`, how many it starts.
 """
 

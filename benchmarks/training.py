@@ -61,8 +61,7 @@ class Epochs:
         self.number += 1
         tally = train.Tally(self.device)
         seconds = timed(lambda: self.experiment._train(self.number, tally), self.device)
-        shares = tally.shares()
-        self.better = shares[1] + shares[3] + shares[5]
+        self.better = sum(tally.shares()[1:6:2])
         return seconds
 
     def limit(self) -> float:

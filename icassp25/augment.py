@@ -6,9 +6,10 @@ et al., "AutoAugment: Learning Augmentation Strategies from Data", CVPR 2019, as
 Convolutional Neural Networks with Cutout", 2017). There is no loop over images and no worker process: a
 whole batch or a whole epoch goes through at once.
 
-The operations are torchvision's, pixel by pixel. The images are sorted by the operation drawn for them, and each
-operation runs once on all of its images. Two are done otherwise here: those that move pixels by an index map that is
-read off torchvision on the CPU, so that every device rounds alike, and Sharpness without torchvision's convolution.
+The operations are torchvision's, pixel by pixel. The images are sorted by the operation drawn for them, and
+each operation runs once on all of its images. Two are done otherwise here: those that move pixels by an index
+map that is read off torchvision on the CPU, so that every device rounds alike, and Sharpness, without a
+convolution.
 
 torchvision's tensor operations and its PIL operations are not the same function everywhere. At the
 CIFAR-10 policy's magnitudes, Invert, Posterize, Solarize, Brightness, Equalize, TranslateX, TranslateY,
@@ -52,21 +53,17 @@ def _read_policy() -> tuple[list[Operation], list[list[list[int]]], list[list[fl
     """torchvision's CIFAR-10 policy: the distinct operations, their places and their probabilities."""
     policy = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10)
     space = policy._augmentation_space(MAGNITUDE_BINS, (IMAGE_SIZE, IMAGE_SIZE))
-    operations = [IDENTITY]
-    places, probabilities = [], []
-    for sub_policy in policy.policies:
-        sub_policy_places = []
-        for name, _, level in sub_policy:
-            magnitudes, signed = space[name]
-            magnitude = 0.0 if level is None else float(magnitudes[level])
-            both_signs = [Operation(name, -magnitude if signed else magnitude), Operation(name, magnitude)]
-            for operation in both_signs:
-                if operation not in operations:
-                    operations.append(operation)
-            sub_policy_places.append([operations.index(operation) for operation in both_signs])
-        places.append(sub_policy_places)
-        probabilities.append([probability for _, probability, _ in sub_policy])
-    return operations, places, probabilities
+    operations = {IDENTITY: 0}
+
+    def both_signs(name: str, level: int | None) -> list[int]:
+        magnitudes, signed = space[name]
+        magnitude = 0.0 if level is None else float(magnitudes[level])
+        both = [Operation(name, -magnitude if signed else magnitude), Operation(name, magnitude)]
+        return [operations.setdefault(operation, len(operations)) for operation in both]
+
+    places = [[both_signs(name, level) for name, _, level in pair] for pair in policy.policies]
+    probabilities = [[probability for _, probability, _ in pair] for pair in policy.policies]
+    return list(operations), places, probabilities
 
 
 # OPERATIONS: the distinct operations, the identity first; the tables below hold places in this list.
@@ -99,12 +96,9 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 
 
 def draw_operations(count: int, generator: torch.Generator) -> Tensor:
-    """Draw the two operations of each image: one of 25 sub-policies, and for each of its two operations
-    whether it is applied and its sign.
+    """The two operations of each image, int64 [count, 2]: places in `OPERATIONS`, 0 where not applied.
 
-    Returns:
-        int64 [count, 2], places in `OPERATIONS` (0, the identity, where not applied), on the generator's
-        device.
+    Draws one of 25 sub-policies, and for each of its two operations whether it is applied, and its sign.
     """
     source = dict(generator=generator, device=generator.device)
     sub_policies = torch.tensor(SUB_POLICIES, device=generator.device)
@@ -117,29 +111,20 @@ def draw_operations(count: int, generator: torch.Generator) -> Tensor:
 
 
 def augment(
-    images: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    generator: torch.Generator,
-    share: slice | Tensor = slice(None),
+    images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator, share: slice | Tensor = slice(None)
 ) -> Tensor:
     """The whole training transform: crop, flip, AutoAugment, [0, 1], normalise, cutout.
 
-    Every image draws for itself. The draws are made for all images together, so the same generator state
-    gives the same result only for the same number of images.
+    Every image draws for itself, from `generator`, on the device of `images`. The draws are made for all
+    together, so the same generator state gives the same result only for the same number of images.
 
     Args:
         images: uint8 [n, 3, 32, 32].
-        mean: float32 [3], the training set's mean per channel, in [0, 1].
-        std: float32 [3], its standard deviation, same scale.
-        generator: source of the randomness, on the device of `images`.
-        share: the places of m images, where only they are wanted; the draws are those for all.
+        mean, std: float32 [3], of the training set, per channel, in [0, 1].
+        share: the places of m images, where only they are wanted.
 
     Returns:
-        float32 [m, 3, 32, 32] on the device of `images`: the result for all, at the places of `share`.
-
-    Raises:
-        ValueError: `images` has another dtype or shape.
+        float32 [m, 3, 32, 32]: the result for all, at the places of `share`.
     """
     _check(images)
     draws = Draws(*(drawn[share] for drawn in draw(len(images), generator)))
@@ -178,10 +163,7 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 
 def cut_squares(images: Tensor, cut: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Set a 16×16 square to 0, in place, of the images that are `cut`; the part outside the image has no effect.
-
-    On normalised images 0 is the mean colour.
-    """
+    """Set a 16×16 square, as far as it is inside, to 0 (on normalised images the mean) of those that are `cut`."""
     pixel = torch.arange(IMAGE_SIZE, device=images.device)
     rows = (pixel >= top) & (pixel < top + CUTOUT_SIZE) & cut[:, None]
     columns = (pixel >= left) & (pixel < left + CUTOUT_SIZE)
@@ -189,15 +171,7 @@ def cut_squares(images: Tensor, cut: Tensor, top: Tensor, left: Tensor) -> Tenso
 
 
 def apply_operations(images: Tensor, chosen: Tensor) -> Tensor:
-    """Apply to each image its operations, from the first column to the last.
-
-    Args:
-        images: uint8 [n, 3, 32, 32].
-        chosen: int64 [n, k], places in `OPERATIONS`, on the device of `images`.
-
-    Returns:
-        uint8 [n, 3, 32, 32], a new tensor. Each image depends on its own pixels and operations only.
-    """
+    """Apply to each image its operations, in their order: places in `OPERATIONS`, int64 [n, k]; a new tensor."""
     for column in chosen.unbind(1):
         order = column.argsort(stable=True)
         grouped = images[order]
@@ -211,11 +185,7 @@ def apply_operations(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def apply_operation(images: Tensor, operation: Operation) -> Tensor:
-    """Apply one operation to every image, uint8 [n, 3, 32, 32]; each pixel equals torchvision's `_apply_op`.
-
-    Raises:
-        ValueError: an operation that torchvision does not know.
-    """
+    """Apply one operation to every image; each pixel equals that of torchvision's `_apply_op`."""
     name, magnitude = operation
     if name in _GEOMETRIC:
         source_map = _source_map(operation, images.device)
@@ -250,8 +220,8 @@ def _adjust_sharpness(images: Tensor, factor: float) -> Tensor:
 
     The smoothing kernel is 1/13 · [[1, 1, 1], [1, 5, 1], [1, 1, 1]], rounded. Sums of 8-bit levels are
     exact in 16 bits and a thirteenth is never half-way between integers, so this equals torchvision's
-    convolution in every pixel, in a third of its time on a CPU, and without cuDNN's choice of an algorithm for
-    each number of images on a GPU.
+    convolution in every pixel: in a third of its time on a CPU, and on a GPU without cuDNN's choice of an
+    algorithm for each number of images.
     """
     levels = images.to(torch.int16)
     columns = levels[:, :, :-2] + levels[:, :, 1:-1] + levels[:, :, 2:]

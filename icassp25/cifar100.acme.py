@@ -10,7 +10,7 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -65,10 +65,14 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
+def on_signals(what: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, what)
+
+
 def interrupt(number: int, frame: object) -> NoReturn:
     """Once: a terminal's Ctrl-C reaches the run, and the sweep around it, which stops its runs as well."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    on_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -76,9 +80,7 @@ def main() -> None:
     print_what_can_be_said()
     config = parse()
     path = runlog.csv_path(config.output) if config.output else Path("results/runs") / f"{config.name}.csv"
-    # Also where they are inherited as ignored, as by what a shell script starts in the background.
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    on_signals(interrupt)  # also where they are inherited as ignored, as from a shell script's background
     ranks.end_when_told(STOPPED)
     try:
         try:
@@ -100,8 +102,7 @@ def main() -> None:
 
 def end_early(message: str, code: int) -> NoReturn:
     """End one of several processes; `message` is said once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    on_signals(signal.SIG_IGN)
     ranks.say_once(message)
     ranks.end(code)
 

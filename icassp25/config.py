@@ -1,8 +1,8 @@
 """One run's configuration: the same dataclass on the command line, in the JSON and in the checkpoint.
 
-An option has its home here: its field holds default, help, choices and bounds. cifar100.acme.py makes the parser from
-it, and what is Acme's own goes to Acme as it is, which checks it. Nothing here imports torch, so tables and figures can
-read configurations on any machine.
+An option has its home here: its field holds default, help, choices and bounds. cifar100.acme.py makes the
+parser from it, and what is Acme's own goes to Acme as it is, which checks it. Nothing here imports torch, so
+tables and figures can read configurations on any machine.
 """
 
 from __future__ import annotations
@@ -41,21 +41,8 @@ class Dataset:
     spread: int | None = None  #: of the examples, those that hold every class alike; None: all
 
     @property
-    def multiple(self) -> int:
-        """Subsets hold a multiple of this number of examples."""
-        return self.classes if self.balanced else 1
-
-    @property
-    def most_held_out(self) -> int:
-        """As many of the examples can be held out that one of every class is left."""
-        return (self.spread or self.examples) - self.multiple
-
-    @property
     def chance(self) -> float:
-        """The error of guessing, a fraction, where all classes are as frequent.
-
-        A run whose classes are not (text) says in its JSON what guessing comes to.
-        """
+        """The error of guessing where all classes are as frequent; else (text) a run's JSON says it."""
         return 1 - 1 / self.classes
 
 
@@ -76,8 +63,8 @@ FROM_0, FROM_1 = (0, math.inf), (1, math.inf)
 def option(default: Any, help: str, **more: Any) -> Any:
     """A field that is an option of the command line.
 
-    `choices` are the values that it can have, or `bounds` are (low, high) with low ≤ value < high. `acme` marks the
-    arguments of Acme, which checks them itself. `metavar` and `also`, a second name, are the parser's.
+    `choices` are the values that it can have, or `bounds` are (low, high) with low ≤ value < high. `acme` marks
+    the arguments of Acme, which checks them itself. `metavar` and `also`, second names, are the parser's.
     """
     return field(default=default, metadata={"help": help, **more})
 
@@ -91,89 +78,71 @@ class RunConfig:
     """
 
     data_dir: str | None = option(
-        None, "folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, where it is downloaded to if "
-        "missing)", metavar="DIR", also=("--data",),
-    )  # fmt: skip
-    dataset: str = option(
-        "cifar100", "synthetic: a built-in set of 100 classes, for machines without the data; text and digits: two other "
-        "tasks, see docs/tasks.md", choices=tuple(DATASETS),
-    )  # fmt: skip
-    train_images: int | None = option(
-        None, "a stratified subset of N training images; of a text, its first N windows"
-    )
-    limit_train_batches: float = option(
-        1.0, "end each epoch after this share of its batches, drawn anew every time; 1 for all of them"
-    )
-    validation: int = option(0, "hold N training images out, for choosing anything")
-    batch_size: int = option(
-        200, "images (of a text: windows) a step; the last incomplete batch is dropped", bounds=FROM_1
-    )
-    model: str | None = option(
-        None, "network (default: WRN, of the text transformer, of the digits MLP)", choices=tuple(MODELS)
-    )
-    depth: int | None = option(
         None,
-        "layers; of an MLP, hidden ones (default: 16 for WRN, 110 for Pyramid, 2 for transformer and MLP)",
+        "folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, downloaded if missing)",
+        metavar="DIR",
+        also=("--data",),
     )
+    dataset: str = option(
+        "cifar100",
+        "synthetic: a built-in set of 100 classes, never chosen silently; text, digits: see docs/tasks.md",
+        choices=tuple(DATASETS),
+    )
+    train_images: int | None = option(None, "a stratified subset of N images; of a text, its first N windows")
+    limit_train_batches: float = option(1.0, "end each epoch after this share of its batches, drawn anew")
+    validation: int = option(0, "hold N training images out, for choosing anything")
+    batch_size: int = option(200, "images a step; the last incomplete batch is dropped", bounds=FROM_1)
+    model: str | None = option(None, "network (default: the data set's)", choices=tuple(MODELS))
+    depth: int | None = option(None, "layers (default: 16 for WRN, 110 for Pyramid, 2 for the others)")
     width_alpha: int | None = option(
-        None, "WRN's widening factor, PyramidNet's alpha, or the width (default: 8 for WRN, 40 for Pyramid, 64 for "
-        "transformer and MLP)", bounds=FROM_1,
-    )  # fmt: skip
+        None, "WRN's widening, PyramidNet's alpha, or the width (default: 8, 40, 64)", bounds=FROM_1
+    )
     bottleneck: bool = option(False, "PyramidNet with bottleneck blocks")
     dropout: float = option(0.0, "probability inside WRN's blocks or the transformer", bounds=(0, 1))
     epochs: int = option(200, "passes over the training images", bounds=FROM_1)
     lr: float | None = option(
-        None, "initial step size, or what scales the optimizer instead (default: 0.1, or the optimizer's own)",
+        None,
+        "initial step size, or what scales the optimizer (default: 0.1, or the optimizer's own)",
         bounds=FROM_0,
-    )  # fmt: skip
+    )
     label_smoothing: float = option(0.1, "in the training and the test loss", bounds=(0, 1))
     momentum: float = option(0.9, "beta1; beta2 is always 0.999", bounds=(0, 1))
-    weight_decay: float = option(1e-4, "decoupled weight decay; the peers' own is their own", bounds=FROM_0)
-    acme: bool = option(False, "adapt the step size (one more evaluation a step, no scheduler)", acme=True)
+    weight_decay: float = option(1e-4, "decoupled weight decay, or the optimizer's own kind", bounds=FROM_0)
+    acme: bool = option(False, "adapt the step size (an evaluation more, no scheduler)", acme=True)
     adam: bool = option(False, "Adam's element-wise scaling, with bias correction", acme=True)
-    asam: bool = option(
-        False, "adaptive sharpness-aware minimisation (one more evaluation a step)", acme=True
-    )
+    asam: bool = option(False, "adaptive sharpness-aware minimisation (an evaluation more)", acme=True)
     nesterov: bool = option(False, "Nesterov momentum", acme=True)
     rho: float = option(1.0, "radius of ASAM's neighbourhood", acme=True)
     eta: float = option(0.0, "added to the weights' magnitudes in ASAM", acme=True)
     gain: float = option(1.0, "factor on every step with --acme; 1 is the published algorithm", acme=True)
     adapt_steps: int | None = option(
-        None, "look ahead in the first N steps with --acme, then keep the step size (default: in all, as in the published "
-        "algorithm)", acme=True,
-    )  # fmt: skip
+        None, "with --acme, look ahead in the first N steps only (default: in all, as published)", acme=True
+    )
     search_steps: int = option(
-        0, "at most N first steps with --acme only look for the step size to start from; 0 is the published algorithm",
-        acme=True,
-    )  # fmt: skip
+        0, "with --acme, at most N first steps only look for the first step size; published: 0", acme=True
+    )
     unbiased_squares: bool = option(
-        False, "with --adam, begin the squared average where bias correction expects it; off is the published algorithm",
-        acme=True,
-    )  # fmt: skip
-    no_annealing: bool = option(
-        False, "steps are not annealed: neither by ACME nor, without it, by the cosine"
+        False, "with --adam, begin the squared average where bias correction expects it", acme=True
     )
-    anneal_over: float = option(
-        1.0, "annealing takes X times as long as the training, which ends before it is over", bounds=FROM_1
-    )
+    no_annealing: bool = option(False, "steps are not annealed: neither by ACME nor by the cosine")
+    anneal_over: float = option(1.0, "annealing takes X times as long as the training", bounds=FROM_1)
     average_weights: bool = option(
-        False, "test at the polynomial-decay average of the weights that the steps passed through"
+        False, "test at the polynomial-decay average of the weights passed through"
     )
     acme_script: str = option("acme", "package the optimizer is imported from")
     optimizer: str = option(
-        ACME, "acme, with the switches above, or one of its peers as its authors use it, from its own package",
-        choices=OPTIMIZERS,
-    )  # fmt: skip
+        ACME, "acme, with the switches above, or a peer as its authors use it", choices=OPTIMIZERS
+    )
     seed: int = option(42, "of weights, sampling, augmentation and dropout", bounds=(0, 2**63))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, …")
     precision: str = option(
-        "float32", "tf32 is for GPUs, bfloat16 autocast, float64 for exact comparison", choices=PRECISIONS
+        "float32", "tf32 (GPU), bfloat16 autocast, or float64 for exact comparison", choices=PRECISIONS
     )
     compile: bool = option(False, "compile the network and the arithmetic of Acme with torch.compile")
     threads: int = option(2, "CPU threads for data and, on the CPU, training", bounds=FROM_1)
     output: str | None = option(
-        None, "the run's CSV; its JSON stands beside it (default: results/runs/, named after the options)", metavar="FILE"
-    )  # fmt: skip
+        None, "the run's CSV; its JSON stands beside it (default: results/runs/…)", metavar="FILE"
+    )
     resume: bool = option(False, "go on after an interruption; do nothing if the run is finished")
     wandb: str | None = option(None, "also log to Weights & Biases under this run name")
     # Of runs made before there was `adapt_steps`: no option any more, and nothing that Acme takes.
@@ -250,10 +219,7 @@ class RunConfig:
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
 
     def check(self) -> None:
-        """Raise `UsageError` at the first option that cannot work; touches neither data nor device.
-
-        What Acme checks is left to it, and said as such a sentence when it is made.
-        """
+        """Raise `UsageError` at the first option that cannot work, but for what Acme checks."""
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata.get("choices")
             low, high = each.metadata.get("bounds", (None, None))
@@ -284,11 +250,12 @@ class RunConfig:
         self._need(self.model in about.models, "model", models, with_data)
         nothing = "nothing (a package that is installed holds the data)"
         self._need(about.files or self.data_dir is None, "data_dir", nothing, with_data)
-        every, whole = about.multiple, "a whole number"
-        if every > 1:
+        every, whole = 1, "a whole number"
+        if about.balanced:
+            every = about.classes
             whole = f"a multiple of {every} (as many {about.unit} of every class)"
         for name, least, most in (
-            ("validation", 0, about.most_held_out),
+            ("validation", 0, (about.spread or about.examples) - every),  # one of every class is left
             ("train_images", every, about.examples - self.validation),
         ):
             value = getattr(self, name)

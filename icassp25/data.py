@@ -16,8 +16,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,23 +44,21 @@ STALL_SECONDS = 20.0
 # faster, the slow ones get a second chance at the second, at which the archive still takes five hours.
 MINIMUM_RATES = (150_000.0, 10_000.0)
 CHUNK_BYTES = 1 << 16
+FILES = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """What is downloaded: the archive's name, size in bytes and MD5, and the files in its folder with theirs."""
 
     name: str = "cifar-100-python.tar.gz"
     size: int = 169_001_437
     md5: str = "eb9058c3a382ffc7106e4002c42a8d85"
     folder: str = "cifar-100-python"
-    files: Mapping[str, str] = field(
-        default_factory=lambda: {
-            "train": "16019d7e3df5f24257cddd939b257f8d",
-            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-            "meta": "7973b15100ade9c7d40fb424638fde48",
-        }
-    )
+    files: Mapping[str, str] = FILES
 
 
 OFFICIAL = Archive()
@@ -71,13 +69,11 @@ SYNTHETIC_SEED = 100
 SYNTHETIC_TEST_IMAGES = 500
 
 
-@dataclass(frozen=True)
-class CifarData:
-    """A data set on one device.
+class CifarData(NamedTuple):
+    """Images uint8 [n, 3, 32, 32] and their labels int64 [n] in 0 … 99, on one device.
 
-    Images uint8 [n, 3, 32, 32] and their labels int64 [n] in 0 … 99; `validation` is None where nothing is held out.
-    `mean` and `std` are float32 [3], the training images' mean and (population) standard deviation per channel, in
-    [0, 1].
+    `validation` is None where nothing is held out. `mean` and `std` are float32 [3], the training images' mean
+    and (population) standard deviation per channel, in [0, 1].
     """
 
     train: tuple[Tensor, Tensor]
@@ -157,13 +153,8 @@ def synthetic_images(places: Tensor) -> tuple[Tensor, Tensor]:
     Each class has one smooth random colour pattern. An image is its class's pattern, shifted by up to 4
     pixels each way and at a random contrast, plus a second smooth pattern drawn from a pool that all
     classes share, plus noise. Image i has the label i mod 100. No real photograph is behind any of this:
-    the set is for trying the code out where CIFAR-100 is not at hand, not for results.
-
-    Args:
-        places: int64 [n], non-negative, ascending.
-
-    Returns:
-        uint8 [n, 3, 32, 32] and int64 [n] labels, on the CPU.
+    the set is for trying the code out where CIFAR-100 is not at hand, not for results. For `places` int64
+    [n], non-negative and ascending, uint8 [n, 3, 32, 32] and int64 [n] labels, on the CPU.
     """
     generator = torch.Generator().manual_seed(SYNTHETIC_SEED)
     patterns = _smooth_patterns(CLASSES, generator) * _SYNTHETIC_CLASS_SPREAD
@@ -211,29 +202,18 @@ def _render_block(block: int, patterns: Tensor, distractors: Tensor) -> Tensor:
 # ---- finding and reading the files ----------------------------------------------------------------------
 
 
-def locate(
-    config: RunConfig,
-    default_folder: Path = DEFAULT_FOLDER,
-    archive: Archive = OFFICIAL,
-) -> Path:
+def locate(config: RunConfig, default_folder: Path = DEFAULT_FOLDER, archive: Archive = OFFICIAL) -> Path:
     """The folder that holds the files `train`, `test` and `meta`.
 
-    In this order: `config.data_dir`, the environment variable CIFAR100_ROOT, `./data`; only if neither of
-    the first two is given and `./data` lacks the files are they downloaded into it. Each may name the
+    In this order: `config.data_dir`, the environment variable CIFAR100_ROOT, `default_folder`; only if neither
+    of the first two is given and the last lacks the files are they downloaded into it. Each may name the
     folder that holds `cifar-100-python/` or this folder itself. The contents are verified when read.
-
-    Args:
-        config: of which only `data_dir` counts.
-        default_folder: in place of `./data`.
-        archive: what is looked for.
 
     Raises:
         UsageError: a given folder lacks the files, or the download fails.
     """
-    for origin, given in (
-        ("--data-dir ", config.data_dir),
-        (f"{ROOT_VARIABLE}=", os.environ.get(ROOT_VARIABLE)),
-    ):
+    from_environment = os.environ.get(ROOT_VARIABLE)
+    for origin, given in (("--data-dir ", config.data_dir), (f"{ROOT_VARIABLE}=", from_environment)):
         if not given:
             continue
         found = _find(Path(given), archive)
@@ -258,11 +238,7 @@ def _find(folder: Path, archive: Archive) -> Path | None:
 
 
 def read_verified(folder: Path, name: str, archive: Archive = OFFICIAL) -> bytes:
-    """The contents of one of the files, once its MD5 is right.
-
-    Raises:
-        UsageError: the file cannot be read or has another checksum.
-    """
+    """The contents of one of the files, once its MD5 is right; else a `UsageError`."""
     path, expected = folder / name, archive.files[name]
     try:
         contents = path.read_bytes()
@@ -280,11 +256,7 @@ def read_verified(folder: Path, name: str, archive: Archive = OFFICIAL) -> bytes
 
 
 def read_images(folder: Path, name: str, archive: Archive = OFFICIAL) -> tuple[Tensor, Tensor]:
-    """The images of `train` or `test`: uint8 [n, 3, 32, 32] and int64 [n] fine labels, on the CPU.
-
-    Raises:
-        UsageError: the file cannot be read or has another checksum.
-    """
+    """The images of `train` or `test`: uint8 [n, 3, 32, 32] and int64 [n] fine labels, on the CPU."""
     # A pickle runs code when loaded: the checksum first says that these are the published bytes.
     entries = pickle.loads(read_verified(folder, name, archive), encoding="latin1")
     images = torch.tensor(entries["data"], dtype=torch.uint8).view(-1, 3, 32, 32)
@@ -303,29 +275,16 @@ class _TooSlow(_SourceFailed):
 
 
 def download(
-    folder: Path,
-    sources: Sequence[str] = SOURCES,
-    archive: Archive = OFFICIAL,
-    stall_seconds: float = STALL_SECONDS,
-    minimum_rates: Sequence[float] = MINIMUM_RATES,
-) -> Path:
+    folder: Path, sources: Sequence[str] = SOURCES, archive: Archive = OFFICIAL,
+    stall_seconds: float = STALL_SECONDS, minimum_rates: Sequence[float] = MINIMUM_RATES,
+) -> Path:  # fmt: skip
     """Fetch the archive from the first source that gives it, and unpack it into `folder`.
 
     A source is left for the next one when it refuses, breaks off, sends nothing for `stall_seconds`, sends
-    less than the minimum rate over `stall_seconds`, or sends other bytes than the archive's. The sources
-    that were only too slow are tried again with the next, lower minimum rate. Nothing is written before
+    less than the minimum rate (bytes a second) over `stall_seconds`, or sends other bytes than the archive's.
+    Those that were only too slow are tried again with the next, lower minimum rate. Nothing is written before
     the archive's MD5 is right, and archive and files appear by rename. An intact archive already in the
-    folder is not fetched again.
-
-    Args:
-        folder: is made if missing; the files go into `folder/cifar-100-python`.
-        sources: URLs to which the archive's name is appended.
-        archive: names, size and checksums.
-        stall_seconds: seconds, see above.
-        minimum_rates: bytes a second, descending, one for each pass over the sources.
-
-    Returns:
-        The folder that holds the files.
+    folder is not fetched again. Returns the folder that holds the files.
 
     Raises:
         UsageError: no source gives the archive (each is named with its reason), or the folder cannot be

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import torch
 from torch import Tensor
 
@@ -23,11 +21,11 @@ Examples = tuple[Tensor, Tensor]
 def load(
     config: RunConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[Examples, Examples | None, Examples]:
-    """Training, validation (None where nothing is held out) and test images [n, 64] with their labels, int64 [n].
+    """Training, validation (None where nothing is held out) and test images [n, 64] with labels, int64 [n].
 
-    The pixels are standardised by the mean and the standard deviation of the training pixels, all together. The split
-    is stratified and the same for every seed: the first 600 images of a stratified order are the test set, and its
-    last balanced ones are held out, so that neither `validation` nor `train_images` changes what the other chooses.
+    The pixels are standardised by the mean and the standard deviation of the training pixels, all together. The
+    split is stratified and the same for every seed: the first 600 images of a stratified order are the test set,
+    and its last balanced ones are held out: neither `validation` nor `train_images` changes what the other takes.
 
     Raises:
         UsageError: scikit-learn is not installed.
@@ -63,8 +61,3 @@ def read() -> tuple[Tensor, Tensor]:
         ) from None
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).to(torch.float64), torch.from_numpy(labels).to(torch.int64)
-
-
-def versions() -> dict[str, str]:
-    """The package that holds the digits and its version, for the run's JSON."""
-    return {"scikit-learn": metadata.version("scikit-learn")}

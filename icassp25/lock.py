@@ -1,10 +1,10 @@
-"""One process a run, on one machine and among machines that share a folder: filelock's lease, a file beside the CSV.
+"""One process a run, here and among machines that share a folder: filelock's lease, a file beside the CSV.
 
-Its holder renews the file every `BEAT` seconds. The lock of a process that was killed is taken over at once on its own
-machine; on another, once it has not been renewed for `STALE` seconds by the watcher's own clock.
+Its holder renews the file every `BEAT` seconds. The lock of a process that was killed is taken over at once on
+its own machine; on another, once it has not been renewed for `STALE` seconds by the watcher's own clock.
 
-filelock waits for a lock as long as its holder lives. What it does not do is here: give up as soon as the holder is
-known to live, say who that is, end the training that has lost its lock, and look without taking (`is_locked`).
+filelock waits for a lock as long as its holder lives. What it does not do is here: give up as soon as the holder
+is known to live, say who that is, end the training that lost its lock, and look without taking (`is_locked`).
 """
 
 from __future__ import annotations

@@ -23,11 +23,8 @@ DIGIT_PIXELS = 64
 
 
 def build_model(config: RunConfig, classes: int | None = None) -> nn.Module:
-    """The network that `config` asks for, initialised from torch's global generator.
-
-    `classes` of None means those of the data set.
-    """
-    classes = config.about.classes if classes is None else classes
+    """The network that `config` asks for, initialised from torch's global generator."""
+    classes = classes or config.about.classes
     if config.model == "WRN":
         return WideResNet(config.depth, config.width_alpha, config.dropout, classes)
     if config.model == "Pyramid":
@@ -66,12 +63,8 @@ class WideResNet(nn.Module):
     Each of the three stages is a unit that changes the shape, then (depth - 4)//6 units that do not. That is one
     unit more than the depth promises: "16-8" here is what the literature calls WRN-22-8, and the published
     numbers depend on it. The first unit of a stage has a 1×1 convolution as its shortcut, even in the first
-    stage at width 1, where the shape stays.
-
-    Args:
-        depth: 6n + 4.
-        width: factor on the stages' 16, 32 and 64 channels.
-        dropout: probability, between the two convolutions of a unit.
+    stage at width 1, where the shape stays. `depth` is 6n + 4, `width` a factor on the stages' 16, 32 and 64
+    channels; dropout is between the two convolutions of a unit.
     """
 
     def __init__(self, depth: int, width: int, dropout: float = 0.0, classes: int = CLASSES) -> None:
@@ -124,10 +117,9 @@ class PyramidUnit(nn.Module):
 class PyramidNet(nn.Module):
     """PyramidNet with additive widening (Han, Kim and Kim, *Deep Pyramidal Residual Networks*, CVPR 2017).
 
-    Args:
-        depth: 6n + 2, or 9n + 2 with `bottleneck`, for n units in each of three stages.
-        alpha: channels added over all units, in equal steps (rounded to whole channels at each unit).
-        bottleneck: units of 1×1, 3×3, 1×1 convolutions whose output is four times as wide.
+    `depth` is 6n + 2, or 9n + 2 with `bottleneck`, for n units in each of three stages; `alpha` the channels added
+    over all units, in equal steps (rounded to whole channels at each). A bottleneck's convolutions are 1×1, 3×3 and
+    1×1, and its output is four times as wide.
     """
 
     def __init__(self, depth: int, alpha: int, bottleneck: bool = False, classes: int = CLASSES) -> None:
@@ -184,12 +176,8 @@ class Transformer(nn.Module):
     Multitask Learners*, 2019): pre-norm, learned positions, GELU, output weights tied to the embedding.
 
     Initialised as GPT-2: weights from N(0, 0.02²), those of the projections back into the shortcut divided by
-    √(2 · depth), biases 0.
-
-    Args:
-        depth: layers.
-        width: of the embeddings, a multiple of 4, the number of heads.
-        dropout: probability, at the embedding, in the attention and before each shortcut.
+    √(2 · depth), biases 0. `width` is a multiple of 4, the number of heads; dropout is at the embedding, in the
+    attention and before each shortcut.
     """
 
     def __init__(self, depth: int, width: int, dropout: float, classes: int, context: int = CONTEXT) -> None:
@@ -247,7 +235,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batches of all processes of the default group, as if they were one.
 
     The processes hold equally many images. The gradients of weight and bias are this process's part, for
-    DistributedDataParallel to average. Statistics are computed in the weights' dtype, where `x` has 16 bits too.
+    DistributedDataParallel to average. All is computed in the weights' dtype, where `x` has 16 bits too.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,10 +37,9 @@ def acme_class(package: str) -> AcmeClass:
 def make(config: RunConfig, model: nn.Module, acme: AcmeClass, captured: bool = False) -> Any:
     """The optimizer that `config` asks for: an `Adapter`, or what `acme` makes of Acme's own options.
 
-    Where steps are to be `captured` Acme is made capturable; but a variant may read what it decides on, and a search has to.
-
-    Options that are not set are left out where the signature of `acme` has none of the name: a class that is not ours
-    need not know them.
+    Options that are not set are left out where the signature of `acme` has none of the name: a class that is not
+    ours need not know them. Where steps are to be `captured` Acme is made capturable; but a variant may read what
+    it decides on, and a search has to.
 
     Raises:
         UsageError: a package is missing, or the optimizer refuses an option.
@@ -86,9 +85,7 @@ def versions(config: RunConfig) -> dict[str, str]:
 class Adapter:
     """A peer's optimizer behind the calls that the training loop makes of Acme.
 
-    Args:
-        config: names the peer in `optimizer`, its scale in `lr`; `momentum` is the momentum or β1.
-        model: what it trains.
+    `config` names it in `optimizer`, its scale in `lr`; `momentum` is the momentum or β1.
 
     Raises:
         UsageError: the package is missing or refuses the options.
@@ -140,30 +137,17 @@ class Adapter:
         Raises:
             FloatingPointError: that loss is not finite, or the package gives up on the numbers it gets.
         """
-        if self.peer.evaluations == 2:
-            loss = self._finite(closure())
-            self.optimizer.step(lambda: self._without_statistics(closure))
-        else:
-            losses: list[Tensor] = []
-
-            def watched() -> Tensor:
-                losses.append(self._finite(closure()))
-                return losses[-1]
-
-            try:
-                self.optimizer.step(watched)
-            except AssertionError as error:  # DoG's, of a gradient that is not finite
-                raise FloatingPointError(str(error)) from None
-            loss = losses[0]
+        loss = closure()
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()}")
+        another = self.peer.evaluations == 2
+        try:
+            self.optimizer.step(lambda: self._without_statistics(closure) if another else loss)
+        except AssertionError as error:  # DoG's, of a gradient that is not finite
+            raise FloatingPointError(str(error)) from None
         if self.averager is not None:
             self.averager.step()
         return loss.detach()
-
-    @staticmethod
-    def _finite(loss: Tensor) -> Tensor:
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()}")
-        return loss
 
     def _without_statistics(self, closure: Callable[[], Tensor]) -> Tensor:
         """The second evaluation, with the package's own switch for BatchNorm's running statistics."""
@@ -186,7 +170,7 @@ class Adapter:
             self.optimizer.eval()
 
     def step_size(self, lr: float) -> float:
-        """The step size that the method itself arrived at, else the scheduled learning rate, which is `lr`."""
+        """The step size that the method itself arrived at, else `lr`, the scheduled learning rate."""
         group = self.param_groups[0]
         if "d" in group:
             return float(group["d"]) * lr

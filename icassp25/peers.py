@@ -1,7 +1,7 @@
 """The optimizers people would pick instead of ACME: which package each is, and how its authors say to use it.
 
-What `--lr` means for each, its schedule, its weight decay, what a step costs. Nothing is implemented here, and nothing
-but the standard library imported: adapter.py uses the packages. docs/peers.md says the same in prose.
+What `--lr` means for each, its schedule, its weight decay, what a step costs. Nothing is implemented here, and
+nothing but the standard library imported: optimizers.py uses the packages. docs/peers.md says the same in prose.
 """
 
 from __future__ import annotations
@@ -46,122 +46,71 @@ class Peer:
     evaluations: int = 1  #: gradient evaluations a step
     modes: bool = False  #: `optimizer.train()` and `.eval()`, and BatchNorm's statistics anew for testing
     averager: str | None = None  #: a class of `module` that averages the weights to be tested
-    default_without_norm: float | None = (
-        None  #: `default` for networks without BatchNorm, where it is another
-    )
+    default_without_norm: float | None = None  #: `default` for networks without BatchNorm, if another
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 COUPLED = "coupled: added to the gradient"
 DECOUPLED = "decoupled: times the learning rate"
+DISTANCE = DECOUPLED + " and the estimated distance"
+RATE, FIRST_ESTIMATE = "learning rate", "first estimate d0 of the distance to the solution"
+RATE_WITHIN = "learning rate of the SGD within"
+COSINE = "cosine per epoch to a hundredth"
+SCHEDULE_FREE = (
+    f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights, BatchNorm's statistics, "
+    f"where there are any, taken anew from {STATISTICS_BATCHES} training batches"
+)
+FIRST_ONLY = f"{COSINE}; BatchNorm's statistics from the first evaluation of a step only"
 
 PEERS: dict[str, Peer] = {
     "sgd": Peer(
-        "SGD",
-        "torch", "torch.optim", "SGD",
-        default=0.1,
-        scale="learning rate",
-        how="momentum (torch's, a sum of gradients where ACME has an average), cosine per epoch to a hundredth",
-        decay=COUPLED,
-        source="torch.optim.SGD; the learning rate as in Zagoruyko and Komodakis, Wide Residual Networks",
+        "SGD", "torch", "torch.optim", "SGD", 0.1, RATE,
+        f"momentum (torch's, a sum of gradients where ACME has an average), {COSINE}", COUPLED,
+        "torch.optim.SGD; the learning rate as in Zagoruyko and Komodakis, Wide Residual Networks",
     ),
     "adamw": Peer(
-        "AdamW",
-        "torch", "torch.optim", "AdamW",
-        default=0.001,
-        scale="learning rate",
-        how="cosine per epoch to a hundredth",
-        decay=DECOUPLED,
-        source="torch.optim.AdamW and its default learning rate",
-        family="adam",
+        "AdamW", "torch", "torch.optim", "AdamW", 0.001, RATE, COSINE, DECOUPLED,
+        "torch.optim.AdamW and its default learning rate", family="adam",
     ),
     "schedulefree-sgd": Peer(
-        "Schedule-free SGD",
-        "schedulefree", "schedulefree", "SGDScheduleFree",
-        default=1.0,
-        scale="learning rate",
-        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights, BatchNorm's "
-        f"statistics, where there are any, taken anew from {STATISTICS_BATCHES} training batches",
-        decay=COUPLED,
-        source="https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
-        cosine=False,
-        modes=True,
+        "Schedule-free SGD", "schedulefree", "schedulefree", "SGDScheduleFree", 1.0, RATE, SCHEDULE_FREE, COUPLED,
+        "https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682", cosine=False, modes=True,
     ),
     "schedulefree-adamw": Peer(
-        "Schedule-free AdamW",
-        "schedulefree", "schedulefree", "AdamWScheduleFree",
-        default=0.0025,
-        scale="learning rate",
-        how=f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights, BatchNorm's "
-        f"statistics, where there are any, taken anew from {STATISTICS_BATCHES} training batches",
-        decay=DECOUPLED,
-        source="https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
-        family="adam",
-        cosine=False,
-        modes=True,
+        "Schedule-free AdamW", "schedulefree", "schedulefree", "AdamWScheduleFree", 0.0025, RATE, SCHEDULE_FREE,
+        DECOUPLED, "https://github.com/facebookresearch/schedule_free (README), arXiv:2405.15682",
+        family="adam", cosine=False, modes=True,
     ),
     "prodigy": Peer(
-        "Prodigy",
-        "prodigyopt", "prodigyopt", "Prodigy",
-        default=1e-6,
-        scale="first estimate d0 of the distance to the solution",
-        how="learning rate 1, cosine per epoch to a hundredth; no warm-up, so no safeguard for one",
-        decay=DECOUPLED + " and the estimated distance",
-        source="https://github.com/konstmish/prodigy (README), arXiv:2306.06101",
-        argument="d0",
-        family="adam",
-        options={"lr": 1.0, "decouple": True},
+        "Prodigy", "prodigyopt", "prodigyopt", "Prodigy", 1e-6, FIRST_ESTIMATE,
+        f"learning rate 1, {COSINE}; no warm-up, so no safeguard for one", DISTANCE,
+        "https://github.com/konstmish/prodigy (README), arXiv:2306.06101",
+        argument="d0", family="adam", options={"lr": 1.0, "decouple": True},
     ),
     "dadapt-adam": Peer(
-        "D-Adapt Adam",
-        "dadaptation", "dadaptation", "DAdaptAdam",
-        default=1e-6,
-        scale="first estimate d0 of the distance to the solution",
-        how="learning rate 1, the schedule one would use without it: cosine per epoch to a hundredth",
-        decay=DECOUPLED + " and the estimated distance",
-        source="https://github.com/facebookresearch/dadaptation (README), arXiv:2301.07733",
-        argument="d0",
-        family="adam",
-        options={"lr": 1.0, "decouple": True},
+        "D-Adapt Adam", "dadaptation", "dadaptation", "DAdaptAdam", 1e-6, FIRST_ESTIMATE,
+        f"learning rate 1, the schedule one would use without it: {COSINE}", DISTANCE,
+        "https://github.com/facebookresearch/dadaptation (README), arXiv:2301.07733",
+        argument="d0", family="adam", options={"lr": 1.0, "decouple": True},
     ),
     "dog": Peer(
-        "DoG",
-        "dog-optimizer", "dog", "DoG",
-        default=1e-4,
-        scale="first movement relative to the weights (reps_rel)",
-        how="no schedule, no momentum, tested at the polynomial-decay average of the weights; reps_rel 1e-4 for "
-        "networks with BatchNorm, 1e-6 for others",
-        decay=COUPLED,
-        source="https://github.com/formll/dog (README), arXiv:2302.12022",
-        argument="reps_rel",
-        family="plain",
-        cosine=False,
-        averager="PolynomialDecayAverager",
+        "DoG", "dog-optimizer", "dog", "DoG", 1e-4, "first movement relative to the weights (reps_rel)",
+        "no schedule, no momentum, tested at the polynomial-decay average of the weights; reps_rel 1e-4 for networks "
+        "with BatchNorm, 1e-6 for others", COUPLED, "https://github.com/formll/dog (README), arXiv:2302.12022",
+        argument="reps_rel", family="plain", cosine=False, averager="PolynomialDecayAverager",
         default_without_norm=1e-6,
     ),
     "sam": Peer(
-        "SAM",
-        "pytorch-optimizer", "pytorch_optimizer", "SAM",
-        default=0.1,
-        scale="learning rate of the SGD within",
-        how="SGD with momentum within, rho 0.05, cosine per epoch to a hundredth; BatchNorm's statistics from the first "
-        "evaluation of a step only",
-        decay=COUPLED,
-        source="pytorch-optimizer's SAM; Foret et al., arXiv:2010.01412; statistics: https://github.com/davda54/sam",
-        evaluations=2,
-        options={"rho": 0.05, "adaptive": False},
+        "SAM", "pytorch-optimizer", "pytorch_optimizer", "SAM", 0.1, RATE_WITHIN,
+        f"SGD with momentum within, rho 0.05, {FIRST_ONLY}", COUPLED,
+        "pytorch-optimizer's SAM; Foret et al., arXiv:2010.01412; statistics: https://github.com/davda54/sam",
+        evaluations=2, options={"rho": 0.05, "adaptive": False},
     ),
     "asam": Peer(
-        "ASAM",
-        "pytorch-optimizer", "pytorch_optimizer", "SAM",
-        default=0.1,
-        scale="learning rate of the SGD within",
-        how="SGD with momentum within, rho 1.0 as its paper has for CIFAR-100, cosine per epoch to a hundredth; "
-        "BatchNorm's statistics from the first evaluation of a step only",
-        decay=COUPLED,
-        source="pytorch-optimizer's SAM(adaptive=True); Kwon et al., arXiv:2102.11600",
-        evaluations=2,
-        options={"rho": 1.0, "adaptive": True},
+        "ASAM", "pytorch-optimizer", "pytorch_optimizer", "SAM", 0.1, RATE_WITHIN,
+        f"SGD with momentum within, rho 1.0 as its paper has for CIFAR-100, {FIRST_ONLY}", COUPLED,
+        "pytorch-optimizer's SAM(adaptive=True); Kwon et al., arXiv:2102.11600",
+        evaluations=2, options={"rho": 1.0, "adaptive": True},
     ),
 }  # fmt: skip
 

@@ -1,15 +1,8 @@
 """The record of a run: one CSV row an epoch, and a JSON beside it that says what was run.
 
-This module alone knows the columns, for writing and for reading. Writing needs the standard library
-only; reading needs pandas as well; neither needs torch.
-
-    log = RunLog(path, config, {"versions": …, "commit": …, "device": …, "parameters": …})
-    log.append(Row(epoch=1, …))
-    log.finish()
-    run = read_run(path)
-
-Each file is written whole under a temporary name and renamed, so that a reader, or a killed run, never
-leaves or meets half of one. The JSON is the last thing to say "finished": where it does, the CSV is whole.
+This module alone knows the columns, for writing (with the standard library only) and for reading (with pandas).
+Each file is written whole under a temporary name and renamed, so that a reader, or a killed run, never leaves or
+meets half of one. The JSON is the last thing to say "finished": where it does, the CSV is whole.
 """
 
 from __future__ import annotations
@@ -73,8 +66,7 @@ class Row:
     `steps`, `evaluations` (gradient evaluations) and `seconds` (training, without testing) count from the
     start of the run; errors are fractions. `shares` are those of decision codes 0 to 7 and of non-finite
     look-ahead points among the epoch's steps, None with ACME off; the validation values are None unless
-    images are held out. A loss that is not finite says that the run diverged. A checkpoint holds rows as
-    `dataclasses.asdict(row)`; `Row(**entry)` gives them back.
+    images are held out. A loss that is not finite says that the run diverged.
     """
 
     epoch: int
@@ -98,50 +90,32 @@ class Row:
 
     def cells(self, config: RunConfig) -> list[str]:
         """The row as the CSV's text: floats so that reading gives the same bits, empty where None."""
-        shares = (None,) * len(SHARES) if self.shares is None else tuple(self.shares)
-        if len(shares) != len(SHARES):
-            raise ValueError(f"Invalid shares: {len(shares)} values, expected {len(SHARES)}")
-        values: list[float | None] = [
-            *(float(getattr(self, name)) for name in MEASURES),
-            *shares,
-            *(getattr(self, name) for name in VALIDATION if config.validation > 0),
-        ]
-        counts = [str(int(getattr(self, name))) for name in COUNTS]
-        return counts + ["" if value is None else repr(float(value)) for value in values]
+        shares = self.shares or (None,) * len(SHARES)
+        named = {**vars(self), **dict(zip(SHARES, shares, strict=True))}
+        cells = ((int if name in COUNTS else float, named[name]) for name in columns(config))
+        return ["" if value is None else repr(kind(value)) for kind, value in cells]
 
 
 class RunLog:
-    """Writes a run's CSV and JSON.
+    """Writes a run's CSV, to `path`, and the JSON beside it; a `UsageError` where they cannot be written.
 
-    Args:
-        path: the CSV; the JSON stands beside it, with the suffix `.json`.
-        config: the run's configuration.
-        sidecar: what the training loop knows: `versions` (name → version), `commit` (or None), `device`
-            (its name, in words) and `parameters` (their number); further names are added as they are, except
-            those this class writes itself.
-        rows: the rows of the epochs already trained (those in the checkpoint), when resuming.
-
-    Raises:
-        UsageError: the files cannot be written.
-        ValueError: `sidecar` lacks an entry.
+    `sidecar` is what the training loop knows: `versions` (name → version), `commit` (or None), `device` (in
+    words), `parameters` (their number), and further names. `rows` are those of the epochs already trained, when
+    resuming.
     """
 
     def __init__(
         self, path: Path, config: RunConfig, sidecar: Mapping[str, Any], rows: Iterable[Row] = ()
     ) -> None:
-        missing = [name for name in GIVEN if name not in sidecar]
-        if missing:
-            raise ValueError(f"Invalid sidecar: {', '.join(missing)} missing")
-        self.path = Path(path)
-        self.config = config
-        self.rows = list(rows)
-        self.status = "running"
-        self._sidecar = dict(sidecar)
+        self.path, self.config, self.rows = Path(path), config, list(rows)
+        self.status, self._sidecar = "running", dict(sidecar)
         self._start = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._earlier = 0.0
         self._clock = time.monotonic()
         if self.rows:
-            self._continue_from(sidecar_path(self.path))
+            # An interrupted run keeps its start, and its duration counts on.
+            with contextlib.suppress(UnusableRun, KeyError, TypeError, ValueError):
+                earlier = _read_json(sidecar_path(self.path))
+                self._start, self._clock = str(earlier["start"]), self._clock - float(earlier["duration"])
         check_writable(self.path)
         # The JSON first: from here on nobody takes what an older run left in the CSV for finished.
         self._write_json()
@@ -149,9 +123,6 @@ class RunLog:
 
     def append(self, row: Row) -> None:
         """Add an epoch's row; both files are up to date on return."""
-        if row.epoch != len(self.rows) + 1:
-            raise ValueError(f"Invalid epoch: {row.epoch}, expected {len(self.rows) + 1}")
-        row.cells(self.config)  # refuses a row that cannot be written before it is kept
         self.rows.append(row)
         self._write_csv()
         self._write_json()
@@ -159,19 +130,8 @@ class RunLog:
     def finish(self) -> None:
         """Say in the JSON that the run is over: diverged if some row's loss is not finite, else finished."""
         diverged = any(row.diverged for row in self.rows)
-        if not diverged and len(self.rows) != self.config.epochs:
-            raise ValueError(f"Invalid end of a run: {len(self.rows)} of {self.config.epochs} epochs logged")
         self.status = "diverged" if diverged else "finished"
         self._write_json()
-
-    def _continue_from(self, path: Path) -> None:
-        """Keep the start and add to the duration that an interrupted run's JSON tells, if it can be read."""
-        try:
-            earlier = _read_json(path)
-            start, duration = str(earlier["start"]), float(earlier["duration"])
-        except (UnusableRun, KeyError, TypeError, ValueError):
-            return
-        self._start, self._earlier = start, duration
 
     def _write_csv(self) -> None:
         text = io.StringIO()
@@ -190,20 +150,14 @@ class RunLog:
             "steps_per_epoch": self.config.steps_per_epoch,
             "host_cores": os.cpu_count(),
             "start": self._start,
-            "duration": round(self._earlier + time.monotonic() - self._clock, 3),
+            "duration": round(time.monotonic() - self._clock, 3),
         }
-        given = {name: value for name, value in self._sidecar.items() if name not in known}
-        content = json.dumps({**known, **given}, indent=2, allow_nan=False)
+        content = json.dumps({**known, **self._sidecar, **known}, indent=2, allow_nan=False)
         write_whole(sidecar_path(self.path), content + "\n")
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a run's CSV and try to write there; touches no existing file.
-
-    Raises:
-        UsageError: the folder cannot be made or written, or `path` is a folder or not named `*.csv`.
-    """
-    path = Path(path)
+    """Make the folder of a run's CSV and try to write there; a `UsageError` if that fails."""
     if path.suffix != ".csv":
         raise UsageError(f"--output {path}: expected a name that ends in .csv.")
     if path.is_dir():
@@ -251,7 +205,8 @@ def settled(path: Path, config: RunConfig) -> bool:
         )
     if not config.resume:
         raise UsageError(
-            f"--output {path}: holds this run, {state}; choose another name, delete it, or pass --resume to {to}."
+            f"--output {path}: holds this run, {state}; "
+            f"choose another name, delete it, or pass --resume to {to}."
         )
     return finished
 
@@ -273,7 +228,6 @@ def read_run(path: Path) -> Run:
     """
     import pandas as pd
 
-    path = Path(path)
     sidecar = _read_json(sidecar_path(path))
     config = _read_config(sidecar)
     status, rows = sidecar.get("status"), sidecar.get("rows")
@@ -289,11 +243,10 @@ def read_run(path: Path) -> Run:
 
     def number(text: str, line: int, name: str) -> float:
         count, empty = name in COUNTS, name in SHARES and not config.acme
-        value = math.nan
         with contextlib.suppress(ValueError):
             value = int(text) if count else float(text) if text else math.nan
             usable = 0 <= value < 2**63 if count else diverged or math.isfinite(value)
-            if not text if empty else usable:
+            if (not text) if empty else usable:
                 return value
         expected = "nothing, as ACME is off" if empty else "a finite number"
         raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
@@ -310,7 +263,6 @@ def read_run(path: Path) -> Run:
 
 def read_study(folder: Path) -> tuple[list[Run], list[str]]:
     """A folder's finished runs, by name, and for every other file a sentence: why it is left out."""
-    folder = Path(folder)
     runs, left_out = [], []
     names = {path.with_suffix(".csv") for suffix in ("csv", "json") for path in folder.glob(f"*.{suffix}")}
     for path in sorted(names):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from icassp25.sampling import stratified_order
 
 Examples = tuple[Tensor, Tensor]
 """Examples and their targets, int64 [n], or [n, 64] where a model predicts 64 times for each."""
+Share = slice | Tensor
+ALL = slice(None)
 
 
 class Task:
@@ -42,9 +45,7 @@ class Task:
         """One epoch's training examples in random order: int64 [n], as `training` takes them."""
         return stratified_order(self.train[1], generator)
 
-    def training(
-        self, chosen: Tensor, generator: torch.Generator, share: slice | Tensor = slice(None)
-    ) -> Examples:
+    def training(self, chosen: Tensor, generator: torch.Generator, share: Share = ALL) -> Examples:
         """Inputs of the model and targets for a part of `order`; of these examples, those at the places of `share`.
 
         What is random is drawn for all of `chosen`, whatever the share.
@@ -64,9 +65,7 @@ class Images(Task):
         super().__init__(images.train, images.validation, images.test)
         self.data, self.dtype = images, dtype_of(config)
 
-    def training(
-        self, chosen: Tensor, generator: torch.Generator, share: slice | Tensor = slice(None)
-    ) -> Examples:
+    def training(self, chosen: Tensor, generator: torch.Generator, share: Share = ALL) -> Examples:
         images, labels = self.train
         inputs = augment.augment(images[chosen], self.data.mean, self.data.std, generator, share)
         return self._ready(inputs), labels[chosen[share]]
@@ -96,9 +95,7 @@ class Windows(Task):
         first = torch.randint(CONTEXT, (), generator=generator, device=device)
         return first + CONTEXT * torch.randperm(count, generator=generator, device=device)
 
-    def training(
-        self, chosen: Tensor, generator: torch.Generator, share: slice | Tensor = slice(None)
-    ) -> Examples:
+    def training(self, chosen: Tensor, generator: torch.Generator, share: Share = ALL) -> Examples:
         places = torch.arange(CONTEXT + 1, device=self.train.device)
         return _inputs_and_targets(self.train[chosen[share][:, None] + places])
 
@@ -118,7 +115,7 @@ def load(config: RunConfig, device: torch.device) -> Task:
         return Windows(text.load(config, device))
     if config.dataset == "digits":
         task = Task(*digits.load(config, device, dtype_of(config)))
-        task.versions = digits.versions()
+        task.versions = {"scikit-learn": metadata.version("scikit-learn")}
         return task
     return Images(config, data.load(config, device))
 

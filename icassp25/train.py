@@ -43,13 +43,11 @@ def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
 
     With `config.resume`, go on from the checkpoint beside `path` if there is one; on the CPU, with the same
     number of threads, the run is then bit for bit the one that was not interrupted. A run that diverges (a loss
-    that is not finite) ends early, logged as diverged, without an error.
-
-    In several processes (`ranks`) each calls this; all train one model, and the first writes and prints.
+    that is not finite) ends early, logged as diverged, without an error. In several processes (`ranks`) each calls
+    this; all train one model, and the first writes and prints.
 
     Raises:
-        UsageError: something the configuration asks for is not there (device, data, optimizer, folder); in all
-            processes, if in one.
+        UsageError: something the configuration asks for is not there, or refused; in all processes, if in one.
     """
     with ranks.agreeing():
         device = resolve_device(config, ranks)
@@ -67,8 +65,9 @@ def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
     rows = experiment.load(checkpoint) if config.resume else []
     log = None
     if ranks.first:
-        log = runlog.RunLog(path, config, _describe(experiment), rows)
-        _print_start(experiment, resumed=len(rows))
+        about = _describe(experiment)
+        log = runlog.RunLog(path, config, about, rows)
+        _print_start(config, about, device, resumed=len(rows))
     while len(rows) < config.epochs and not any(row.diverged for row in rows):
         row = experiment.epoch(len(rows) + 1)
         rows = [*rows, row]
@@ -77,7 +76,7 @@ def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
         # The checkpoint first: if the process ends between the two, the CSV is rewritten from its rows.
         experiment.save(checkpoint, rows)
         log.append(row)
-        _print_row(row, config)
+        _print_row(row)
         if wandb is not None:
             cells = zip(runlog.columns(config), row.cells(config), strict=True)
             wandb.log({name: float(text) for name, text in cells if text})
@@ -127,10 +126,7 @@ class Experiment:
         acme_class: optimizers.AcmeClass,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
-        self.task = task
-        self.device = device
-        self.ranks = ranks
+        self.config, self.task, self.device, self.ranks = config, task, device, ranks
         torch.manual_seed(config.seed)
         # The same in all processes: each draws for the whole batch and takes its share.
         self.generator = torch.Generator(device).manual_seed(config.seed)
@@ -157,18 +153,12 @@ class Experiment:
         self.average: AveragedModel | None = None
         if config.average_weights:
             # BatchNorm's statistics are averaged like the weights, as DoG's averager does.
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=get_polynomial_multi_avg_fn(), use_buffers=True
-            )
+            average = get_polynomial_multi_avg_fn()
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
             self.tested_model = self.average
         self.progress = Progress()
         self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
         self.captured_step: CapturedStep | None = None  # that, and an optimizer that is capturable
-
-    @property
-    def parameters(self) -> int:
-        """The number of the model's parameters, all tensors together."""
-        return sum(p.numel() for p in self.model.parameters())
 
     def epoch(self, number: int) -> runlog.Row:
         """Train for one epoch, then test; the row says what came of it."""
@@ -190,19 +180,15 @@ class Experiment:
             if self.peer.peer.modes and has_batch_norm(self.model):
                 self._renew_statistics(number)
         self.progress.seconds += time.perf_counter() - start
-        step_size = (
-            self.peer.step_size(lr) if self.peer else float(self.optimizer.param_groups[0]["step_size"])
-        )
+        group = self.optimizer.param_groups[0]
+        step_size = self.peer.step_size(lr) if self.peer else float(group["step_size"])
         self.ranks.check_equal(self.model, step_size, *tally.decisions)
         test_loss, test_error = self.test(*self.task.test)
-        validation: tuple[float | None, float | None] = (None, None)
-        if self.task.validation is not None:
-            validation = self.test(*self.task.validation)
+        held_out = self.task.validation
+        validation = (None, None) if held_out is None else self.test(*held_out)
         return runlog.Row(
             epoch=number,
-            steps=self.progress.steps,
-            evaluations=self.progress.evaluations,
-            seconds=self.progress.seconds,
+            **asdict(self.progress),
             lr=lr,
             step_size=step_size,
             train_loss=train_loss,
@@ -221,88 +207,74 @@ class Experiment:
         chunk = config.batch_size * max(EXAMPLES_AT_ONCE // config.batch_size, 1)
         per_process = config.batch_size // self.ranks.size
         self.model.train()
-        with tqdm(
-            total=config.steps_per_epoch,
-            desc=f"epoch {number}/{config.epochs}",
-            unit="step",
-            leave=False,
-            disable=not (self.ranks.first and sys.stderr.isatty()),
-        ) as bar:
-            parts = Parts(order.split(chunk), self._training, self.device)
+
+        def ready(chosen: Tensor) -> tasks.Examples:
+            """This process's share of a part of the order."""
+            share = self.ranks.share(len(chosen), config.batch_size)
+            return self.task.training(chosen, self.generator, share)
+
+        parts = Parts(order.split(chunk), ready, self.device)
+        silent = not (self.ranks.first and sys.stderr.isatty())
+        what = f"epoch {number}/{config.epochs}"
+        with tqdm(total=config.steps_per_epoch, desc=what, unit="step", leave=False, disable=silent) as bar:
             for inputs, targets in parts:
                 batches = list(zip(inputs.split(per_process), targets.split(per_process), strict=True))
-                for place, (batch, targets) in enumerate(batches, 1):
-                    following = batches[place : place + 1]
+                for batch, following in zip(batches, [*batches[1:], None], strict=True):
                     try:
-                        self._step(batch, targets, tally, partial(self._prepare, parts, following))
+                        self._step(*batch, tally, partial(self._prepare, parts, following))
                     except FloatingPointError:
                         return False
                     bar.update()
-        return self._collect(tally)
-
-    def _collect(self, tally: Tally) -> bool:
-        """Add what captured steps have counted; whether all steps so far were finite, for which nobody has looked yet."""
         if self.captured_step is not None:
             loss, wrong, decisions = self.captured_step.counted()
             tally.loss, tally.wrong = tally.loss + loss, tally.wrong + wrong
             tally.decisions = list(map(sum, zip(tally.decisions, decisions, strict=True)))
+        # Whether captured steps were finite nobody has looked for yet.
         group = self.optimizer.param_groups[0]
         return not group.get("capturable") or int(group["annealing_step"]) == group["steps"]
 
-    def _training(self, chosen: Tensor) -> tasks.Examples:
-        """This process's share of a part of the task's order, ready to train on."""
-        share = self.ranks.share(len(chosen), self.config.batch_size)
-        return self.task.training(chosen, self.generator, share)
-
-    def _prepare(self, parts: Parts, following: list[tasks.Examples]) -> None:
+    def _prepare(self, parts: Parts, following: tasks.Examples | None) -> None:
         """Hand a CUDA device what the next steps take: the next part, and the next batch of this one."""
         parts.prepare()
-        if self.captured is not None:
-            for examples in following:
-                self.captured.load(*examples)
+        if self.captured is not None and following is not None:
+            self.captured.load(*following)
 
     def _step(
-        self, batch: Tensor, targets: Tensor, tally: Tally, meanwhile: Callable[[], None] | None = None
+        self, batch: Tensor, targets: Tensor, tally: Tally, meanwhile: Callable[[], None] = lambda: None
     ) -> None:
         """One step; `meanwhile` is called once the device has its last evaluation to work on."""
         evaluate = self.evaluation(batch, targets)
         if self.captured_step is not None and self.captured_step.due():
             self.progress.evaluations += self.captured_step(batch, targets)
-            if meanwhile is not None:
-                meanwhile()
-            self._stepped(tally)
-            return
-        evaluations = 0
-        total, wrong = tally.loss, tally.wrong
-
-        def closure() -> Tensor:
-            nonlocal evaluations, total, wrong
-            evaluations += 1
-            loss, logits = evaluate()
-            if evaluations == 1:
-                total = total + loss.detach()
-                wrong = wrong + (logits.detach().argmax(1) != targets).sum()
-            if meanwhile is not None and getattr(self.optimizer, "next_part", "leap") == "leap":
-                meanwhile()
-            return loss
-
-        try:
-            self.optimizer.step(closure)
-        finally:
-            self.progress.evaluations += evaluations
-        self._stepped(tally)
-        tally.loss, tally.wrong = total, wrong
-        if self.config.acme:
-            decision = self.optimizer.report.decision
-            if decision is not None:
-                tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
-
-    def _stepped(self, tally: Tally) -> None:
-        """What follows a step of any kind."""
+            meanwhile()
+        else:
+            self._ordinary_step(evaluate, targets, tally, meanwhile)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.progress.steps += 1
         tally.steps += 1
+
+    def _ordinary_step(
+        self, evaluate: Callable[[], Evaluation], targets: Tensor, tally: Tally, meanwhile: Callable[[], None]
+    ) -> None:
+        first: list[Tensor] = []
+
+        def closure() -> Tensor:
+            self.progress.evaluations += 1
+            loss, logits = evaluate()
+            if not first:
+                wrong = (logits.detach().argmax(1) != targets).sum()
+                first.extend((tally.loss + loss.detach(), tally.wrong + wrong))
+            if getattr(self.optimizer, "next_part", "leap") == "leap":
+                meanwhile()
+            return loss
+
+        self.optimizer.step(closure)
+        tally.loss, tally.wrong = first
+        if self.config.acme:
+            decision = self.optimizer.report.decision
+            if decision is not None:
+                tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
 
     def evaluation(self, batch: Tensor, targets: Tensor) -> Callable[[], Evaluation]:
         """A function that evaluates loss and gradient of a batch, as often as it is called."""
@@ -378,8 +350,7 @@ class Experiment:
             "cpu_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        whole = io.BytesIO()
-        torch.save(content, whole)
+        torch.save(content, whole := io.BytesIO())
         write_whole(path, whole.getvalue())
 
     def load(self, path: Path) -> list[runlog.Row]:
@@ -416,15 +387,12 @@ class Experiment:
 
     def _refuse_another_run(self, path: Path, content: dict[str, Any]) -> None:
         differences = self.config.same_run(RunConfig.from_dict(content["options"]))
+        if content.get("data", self.task.checksum) != self.task.checksum:
+            differences += [f"the version of --dataset {self.config.dataset} that was installed"]
         if differences:
             raise UsageError(
                 f"{path}: the interrupted run differs in {', '.join(differences)}; "
-                "use its options, another --output, or delete it to start over."
-            )
-        if content.get("data", self.task.checksum) != self.task.checksum:
-            raise UsageError(
-                f"{path}: the interrupted run's {self.config.dataset} is another than the one installed now; "
-                "install the version that it began with, or delete it to start over."
+                "use what it began with, another --output, or delete it to start over."
             )
 
     def _continue_from(self, content: dict[str, Any]) -> list[runlog.Row]:
@@ -489,9 +457,7 @@ def _start_wandb(config: RunConfig) -> Any:
     try:
         import wandb
     except ImportError:
-        raise UsageError(
-            f"--wandb {config.wandb}: needs the package wandb, which is not installed (pip install wandb)."
-        ) from None
+        raise UsageError(f"--wandb {config.wandb}: needs the package wandb (pip install wandb).") from None
     return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
 
 
@@ -499,10 +465,11 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
     """What the run's JSON says beside its options."""
     from icassp25.vision import torchvision
 
+    processes = experiment.ranks.size
     return {
-        "parameters": experiment.parameters,
-        "device": _devices(experiment),
-        "processes": experiment.ranks.size,
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "device": f"{processes} × " * (processes > 1) + device_name(experiment.device),
+        "processes": processes,
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -514,12 +481,6 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
         },
         **experiment.task.about,
     }
-
-
-def _devices(experiment: Experiment) -> str:
-    """The device in words, and how many processes have one like it."""
-    times = f"{experiment.ranks.size} × " if experiment.ranks.size > 1 else ""
-    return times + device_name(experiment.device)
 
 
 def device_name(device: torch.device) -> str:
@@ -558,34 +519,25 @@ def _commit() -> str | None:
         return None
 
 
-_SHARE_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "nf")
-
-
-def _print_start(experiment: Experiment, resumed: int) -> None:
-    config = experiment.config
+def _print_start(config: RunConfig, about: dict[str, Any], device: torch.device, resumed: int) -> None:
     print(
-        f"{config.model} {config.depth}-{config.width_alpha}, {experiment.parameters:,} parameters, "
+        f"{config.model} {config.depth}-{config.width_alpha}, {about['parameters']:,} parameters, "
         f"{config.dataset}, {config.available_images:,} {config.about.unit}, {config.epochs} epochs of "
-        f"{config.steps_per_epoch} steps, {_devices(experiment)}, {config.precision}"
+        f"{config.steps_per_epoch} steps, {about['device']}, {config.precision}"
     )
-    if config.precision == "bfloat16" and emulates_bfloat16(experiment.device):
+    if config.precision == "bfloat16" and emulates_bfloat16(device):
         print("bfloat16 is emulated on this device: --precision float32 is several times as fast")
     if resumed:
         print(f"resumed after epoch {resumed}")
-    header = (
-        f"{'epoch':>5} {'evals':>8} {'seconds':>8} {'step size':>9} "
-        f"{'train loss':>10} {'error':>7} {'test loss':>10} {'error':>7}"
-    )
-    if config.acme:
-        header += "  % of decisions: " + " ".join(f"{name:>3}" for name in _SHARE_NAMES)
-    print(header, flush=True)
+    shares = "  % of decisions:   0   1   2   3   4   5   6   7  nf" if config.acme else ""
+    print("epoch    evals  seconds step size train loss   error  test loss   error" + shares, flush=True)
 
 
-def _print_row(row: runlog.Row, config: RunConfig) -> None:
+def _print_row(row: runlog.Row) -> None:
     line = (
         f"{row.epoch:>5} {row.evaluations:>8} {row.seconds:>8.1f} {row.step_size:>9.3g} "
         f"{row.train_loss:>10.4f} {row.train_error:>7.2%} {row.test_loss:>10.4f} {row.test_error:>7.2%}"
     )
-    if config.acme and row.shares is not None:
+    if row.shares is not None:
         line += " " * 18 + " ".join(f"{100 * share:>3.0f}" for share in row.shares)
     print(line, flush=True)

@@ -2,8 +2,8 @@
 
 A CPU build of torch beside a torchvision built for CUDA cannot load torchvision's shared library, and
 `import torchvision` fails where it registers shape functions for two operators that the library would have
-declared. Nothing here uses these operators, so declaring their schemas is enough. Where torchvision imports by
-itself this module only imports it.
+declared. Nothing here uses these operators, so declaring their schemas is enough. Where torchvision imports
+by itself this module only imports it.
 
 Import torchvision from here: `from icassp25.vision import functional, torchvision`.
 """

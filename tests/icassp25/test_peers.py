@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def images() -> data.CifarData:
     """The synthetic set with few images to test on."""
     whole = data.load(TINY, CPU)
-    return replace(whole, test=(whole.test[0][:100], whole.test[1][:100]))
+    return whole._replace(test=(whole.test[0][:100], whole.test[1][:100]))
 
 
 def experiment(config: RunConfig, images: data.CifarData) -> train.Experiment:

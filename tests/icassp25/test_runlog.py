@@ -177,19 +177,6 @@ def test_a_failing_rename_leaves_the_old_file_and_no_other(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_wrong_use_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="device, parameters missing"):
-        RunLog(tmp_path / "run.csv", CONFIG, {"versions": {}, "commit": None})
-    log = RunLog(tmp_path / "run.csv", CONFIG, SIDECAR)
-    with pytest.raises(ValueError, match="Invalid epoch: 2, expected 1"):
-        log.append(row(2))
-    with pytest.raises(ValueError, match="Invalid shares: 2 values, expected 9"):
-        log.append(row(1, shares=(0.5, 0.5)))
-    assert log.rows == []
-    with pytest.raises(ValueError, match="0 of 3 epochs"):
-        log.finish()
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -247,5 +247,5 @@ def test_another_text_is_not_gone_on_with(
 ) -> None:
     experiment(TEXT).save(tmp_path / "run.checkpoint", [])
     monkeypatch.setattr(text, "read", lambda: "x" * text.CHARACTERS)
-    with pytest.raises(UsageError, match="text is another than the one installed now"):
+    with pytest.raises(UsageError, match="differs in the version of --dataset text that was installed"):
         train.run(replace(TEXT, resume=True), tmp_path / "run.csv")
