@@ -1,31 +1,38 @@
-"""What the benchmarks share: the machine in words, tables, and files that appear whole."""
+"""What the benchmarks share: how they are asked, tables, and files that appear whole."""
 
 from __future__ import annotations
 
-import csv
-import io
+import argparse
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from icassp25.files import write_whole
+from icassp25.files import print_what_can_be_said, write_whole
 from icassp25.train import device_name
 
-RESULTS = ROOT / "results" / "benchmarks"
+RESULTS = Path(os.environ.get("BENCHMARKS", ROOT / "results" / "benchmarks"))
 PACKAGES = ("torch", "torchvision", "prodigyopt", "pytorch-optimizer")
-
 Row = Mapping[str, Any]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    print_what_can_be_said()
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def version(package: str) -> str | None:
@@ -35,10 +42,12 @@ def version(package: str) -> str | None:
         return None
 
 
-def save(name: str, rows: Sequence[Row], device: torch.device, seconds: float, **more: Any) -> Path:
-    """Write `rows` to results/benchmarks/`name`.csv and what they were measured on to the JSON beside it."""
-    folder = Path(os.environ.get("BENCHMARKS", RESULTS))
-    folder.mkdir(parents=True, exist_ok=True)
+def save(name: str, rows: Sequence[Row], device: torch.device, begin: float, **more: Any) -> None:
+    """Write `rows` to results/benchmarks/`name`.csv and what they were measured on to the JSON beside it.
+
+    `begin` is what `time.perf_counter` said at the benchmark's begin.
+    """
+    seconds = time.perf_counter() - begin
     about = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -50,32 +59,25 @@ def save(name: str, rows: Sequence[Row], device: torch.device, seconds: float, *
         "duration_s": round(seconds, 1),
         **more,
     }
-    path = folder / f"{name}.csv"
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    write_whole(path, table.getvalue())
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    write_whole(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g", lineterminator="\n"))
     write_whole(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
-    return path
+    print(f"\n{path} ({seconds:.0f} s)")
 
 
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else value
+def show(title: str, rows: Sequence[Row], hidden: Sequence[str] = ()) -> None:
+    """Print `rows` as a table of aligned columns, without those that are `hidden`."""
+    table = pd.DataFrame(rows).drop(columns=list(hidden))
+    print(f"\n{title}\n{table.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}", flush=True)
 
 
-def show(title: str, rows: Sequence[Row]) -> None:
-    """Print `rows` as a table of aligned columns."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[str(_cell(row.get(column))) for column in columns] for row in rows]
-    widths = [max(len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
-    print(f"\n{title}")
-    for line in [columns, *cells]:
-        first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        print("  ".join([first, *rest]).rstrip(), flush=True)
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that `function` takes, until the device has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin

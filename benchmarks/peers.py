@@ -15,14 +15,13 @@ which the tables and figures of the peers take their seconds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from dataclasses import dataclass, field, replace
 
 import torch
-from common import ROOT, save, show
+from common import ROOT, parser, save, show, timed
 
 from acme import Acme
 from icassp25 import tasks, train
@@ -35,26 +34,24 @@ WARM_STEPS = 60
 class Contestant:
     name: str
     experiment: train.Experiment
-    times: list[float] = field(default_factory=list)
-    evaluations: int = 0
-    steps: int = 0
+    times: list[float] = field(default_factory=list)  #: of a step, turn by turn
+    evaluations: list[float] = field(default_factory=list)
 
-    def train(self, batches: list[tasks.Examples], timed: bool) -> None:
+    def train(self, batches: list[tasks.Examples], count: bool) -> None:
         experiment = self.experiment
         experiment.model.train()
         if experiment.peer:
             experiment.peer.train()
-        tally = train.Tally(experiment.device)
-        before = experiment.progress.evaluations
-        begin = time.perf_counter()
-        for inputs, targets in batches:
-            experiment._step(inputs, targets, tally)
-        tally.loss.item()  # waits for the device
-        seconds = time.perf_counter() - begin
-        if timed:
+        tally, before = train.Tally(experiment.device), experiment.progress.evaluations
+
+        def steps() -> None:
+            for inputs, targets in batches:
+                experiment._step(inputs, targets, tally)
+
+        seconds = timed(steps, experiment.device)
+        if count:
             self.times.append(seconds / len(batches))
-            self.evaluations += experiment.progress.evaluations - before
-            self.steps += len(batches)
+            self.evaluations.append((experiment.progress.evaluations - before) / len(batches))
 
 
 def configurations(study: str) -> dict[str, RunConfig]:
@@ -63,25 +60,19 @@ def configurations(study: str) -> dict[str, RunConfig]:
     for path in sorted((ROOT / "results" / study / "peers").glob("*.x1.seed*.json")):
         name = path.name.split(".")[0]
         found.setdefault(name, RunConfig.from_dict(json.loads(path.read_text())["options"]))
-    return {
-        name: config
-        for name, config in found.items()
-        if not name.endswith(("-half", "-equal")) and config.adapt_every == 1
-    }
+    return {k: v for k, v in found.items() if not k.endswith(("-half", "-equal")) and v.adapt_every == 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--study", required=True, help="a folder of results/ with runs beside peers")
-    parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20, help="of a turn")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--study", required=True, help="a folder of results/ with runs beside peers")
+    arguments.add_argument("--turns", type=int, default=8, help="timed, of each optimizer (8)")
+    arguments.add_argument("--steps", type=int, default=20, help="of a turn (20)")
+    options = arguments.parse_args()
     begin = time.perf_counter()
     configs = configurations(options.study)
     if "sgd" not in configs:
-        parser.error(
+        arguments.error(
             f"results/{options.study}/peers holds no run of SGD from the default; scripts/sweep_peers.sh"
         )
     first = replace(configs["sgd"], threads=torch.get_num_threads())
@@ -96,25 +87,22 @@ def main() -> None:
     ]
     for contestant in contestants:
         for _ in range(-(-WARM_STEPS // len(batches))):
-            contestant.train(batches, timed=False)
+            contestant.train(batches, count=False)
     for _ in range(options.turns):
         for contestant in contestants:
-            contestant.train(batches, timed=True)
+            contestant.train(batches, count=True)
     medians = {contestant.name: statistics.median(contestant.times) for contestant in contestants}
     rows = [
         {
             "optimizer": contestant.name,
             "step_ms": 1000 * medians[contestant.name],
             "to_sgd": medians[contestant.name] / medians["sgd"],
-            "evaluations": contestant.evaluations / contestant.steps,
+            "evaluations": statistics.mean(contestant.evaluations),
         }
         for contestant in contestants
     ]
     show(f"A step beside peers, {options.study}", rows)
-    seconds = time.perf_counter() - begin
-    print(
-        f"\n{save(f'peers-{options.study}', rows, device, seconds, turns=options.turns, steps=options.steps)}"
-    )
+    save(f"peers-{options.study}", rows, device, begin, turns=options.turns, steps=options.steps)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,22 @@ and .pdf.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 import pandas as pd
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, parser
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-sys.path.insert(0, str(ROOT / "scripts"))
-from study import BLUE, FULL_WIDTH, GREEN, GREY, VERMILLION, save, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+BLUE, GREEN, VERMILLION, GREY = "#0072B2", "#009E73", "#D55E00", "#999999"  # Okabe and Ito's; grey
+STYLE = {
+    "font.size": 7, "axes.titlesize": 7.5, "lines.markersize": 3, "legend.frameon": False, "axes.grid": True,
+    "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#dddddd", "savefig.dpi": 200,
+}  # fmt: skip
 
 MODES = {
     "Acme": "all off",
@@ -48,13 +48,8 @@ def step_panels(panels: np.ndarray, steps: pd.DataFrame) -> None:
                 if (row := mode + suffix) not in rows.index:
                     continue
                 at = place + aside
-                axes.plot(
-                    [rows.target[row]] * 2,
-                    [at - 0.1, at + 0.1],
-                    color="black",
-                    linewidth=1.5,
-                    label="wanted at most",
-                )
+                wanted = [rows.target[row]] * 2
+                axes.plot(wanted, [at - 0.1, at + 0.1], color="black", linewidth=1.5, label="wanted at most")
                 axes.plot(rows.ratio[row], at, color=color, marker=marker, linestyle="", label=label)
         axes.set_title(f"{name} ({rows.tensors.iloc[0]} tensors)")
         axes.set_xscale("log", base=2)
@@ -93,19 +88,14 @@ def training_panel(axes: Axes, epochs: pd.DataFrame, where: str) -> None:
 
 
 def main() -> None:
-    from matplotlib import pyplot
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    folder = Path(os.environ.get("BENCHMARKS", RESULTS))
-    steps = pd.read_csv(folder / f"step_cost-{options.device}.csv")
-    epochs = pd.read_csv(folder / f"training-{options.device}.csv")
-    about = json.loads((folder / f"step_cost-{options.device}.json").read_text())
-    style()
-    figure = pyplot.figure(figsize=(FULL_WIDTH, 4.6), layout="constrained")
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cpu")
+    name = arguments.parse_args().device
+    steps, epochs = (pd.read_csv(RESULTS / f"{what}-{name}.csv") for what in ("step_cost", "training"))
+    about = json.loads((RESULTS / f"step_cost-{name}.json").read_text())
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(5, 2 + epochs.of_limit.notna().sum() / 3))
     first = figure.add_subplot(grid[0, 0])
     panels = np.array([first, *(figure.add_subplot(grid[0, i], sharey=first) for i in (1, 2))])
@@ -117,9 +107,11 @@ def main() -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=len(unique))
-    figures = Path(os.environ.get("BENCHMARKS", ROOT / "figures" / "benchmarks"))
-    save(figure, figures, options.device)
-    print(figures / f"{options.device}.png")
+    folder = Path(os.environ.get("BENCHMARKS", ROOT / "figures" / "benchmarks"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        figure.savefig(folder / f"{name}.{suffix}", metadata=metadata)
+    print(folder / f"{name}.png")
 
 
 if __name__ == "__main__":

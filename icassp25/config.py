@@ -1,22 +1,22 @@
 """One run's configuration: the same dataclass on the command line, in the JSON and in the checkpoint.
 
-Nothing here imports torch, so tables and figures can read configurations on any machine.
+An option has its home here: its field holds default, help, choices and bounds. cifar100.acme.py makes the
+parser from it, and what is Acme's own goes to Acme as it is, which checks it. Nothing here imports torch, so
+tables and figures can read configurations on any machine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from icassp25.peers import ACME, OPTIMIZERS, PEERS, default_lr
 
 CLASSES = 100
 TRAIN_IMAGES = 50_000
-DEFAULT_DEPTH = {"WRN": 16, "Pyramid": 110, "transformer": 2, "MLP": 2}
-DEFAULT_WIDTH_ALPHA = {"WRN": 8, "Pyramid": 40, "transformer": 64, "MLP": 64}
-MODELS = tuple(DEFAULT_DEPTH)
+MODELS = {"WRN": (16, 8), "Pyramid": (110, 40), "transformer": (2, 64), "MLP": (2, 64)}
+"""What `--model` takes, and the defaults of `--depth` and `--width-alpha`."""
 HEADS = 4  # of the transformer's attention, at every width
 CONTEXT = 64  # characters that a text's window holds
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
@@ -41,21 +41,8 @@ class Dataset:
     spread: int | None = None  #: of the examples, those that hold every class alike; None: all
 
     @property
-    def multiple(self) -> int:
-        """Subsets hold a multiple of this number of examples."""
-        return self.classes if self.balanced else 1
-
-    @property
-    def most_held_out(self) -> int:
-        """As many of the examples can be held out that one of every class is left."""
-        return (self.spread or self.examples) - self.multiple
-
-    @property
     def chance(self) -> float:
-        """The error of guessing, a fraction, where all classes are as frequent.
-
-        A run whose classes are not (text) says in its JSON what guessing comes to.
-        """
+        """The error of guessing where all classes are as frequent; else (text) a run's JSON says it."""
         return 1 - 1 / self.classes
 
 
@@ -70,66 +57,104 @@ DATASETS = {
 }  # fmt: skip
 """What `--dataset` takes; icassp25/tasks.py loads them, docs/tasks.md describes the last two."""
 
+FROM_0, FROM_1 = (0, math.inf), (1, math.inf)
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field that is an option of the command line.
+
+    `choices` are the values that it can have, or `bounds` are (low, high) with low ≤ value < high. `acme` marks
+    the arguments of Acme, which checks them itself. `metavar` and `also`, second names, are the parser's.
+    """
+    return field(default=default, metadata={"help": help, **more})
+
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's numbers, with the published defaults.
 
     `model` of None means the data set's default, `depth` and `width_alpha` of None the model's, `lr` of None the
-    optimizer's. `output`, `data_dir`, `resume`, `threads` and `wandb` say where and how, not what; `same_run` leaves
-    them out. Images (`train_images`) are windows of characters where the data set is a text.
+    optimizer's. Images (`train_images`) are windows of characters where the data set is a text.
     """
 
-    data_dir: str | None = None
-    dataset: str = "cifar100"
-    train_images: int | None = None
-    limit_train_batches: float = 1.0
-    validation: int = 0
-    batch_size: int = 200
-    model: str | None = None
-    depth: int | None = None
-    width_alpha: int | None = None
-    bottleneck: bool = False
-    dropout: float = 0.0
-    epochs: int = 200
-    lr: float | None = None
-    label_smoothing: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    acme: bool = False
-    adam: bool = False
-    asam: bool = False
-    nesterov: bool = False
-    rho: float = 1.0
-    eta: float = 0.0
-    gain: float = 1.0
-    adapt_steps: int | None = None
-    search_steps: int = 0
-    unbiased_squares: bool = False
-    no_annealing: bool = False
-    anneal_over: float = 1.0
-    average_weights: bool = False
-    acme_script: str = "acme"
-    optimizer: str = ACME
-    seed: int = 42
-    device: str = "auto"
-    precision: str = "float32"
-    compile: bool = False
-    threads: int = 2
-    output: str | None = None
-    resume: bool = False
-    wandb: str | None = None
-    adapt_every: int = 1  #: of runs made before there was `adapt_steps`; cannot be trained any more
+    data_dir: str | None = option(
+        None,
+        "folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, downloaded if missing)",
+        metavar="DIR",
+        also=("--data",),
+    )
+    dataset: str = option(
+        "cifar100",
+        "synthetic: a built-in set of 100 classes, never chosen silently; text, digits: see docs/tasks.md",
+        choices=tuple(DATASETS),
+    )
+    train_images: int | None = option(None, "a stratified subset of N images; of a text, its first N windows")
+    limit_train_batches: float = option(1.0, "end each epoch after this share of its batches, drawn anew")
+    validation: int = option(0, "hold N training images out, for choosing anything")
+    batch_size: int = option(200, "images a step; the last incomplete batch is dropped", bounds=FROM_1)
+    model: str | None = option(None, "network (default: the data set's)", choices=tuple(MODELS))
+    depth: int | None = option(None, "layers (default: 16 for WRN, 110 for Pyramid, 2 for the others)")
+    width_alpha: int | None = option(
+        None, "WRN's widening, PyramidNet's alpha, or the width (default: 8, 40, 64)", bounds=FROM_1
+    )
+    bottleneck: bool = option(False, "PyramidNet with bottleneck blocks")
+    dropout: float = option(0.0, "probability inside WRN's blocks or the transformer", bounds=(0, 1))
+    epochs: int = option(200, "passes over the training images", bounds=FROM_1)
+    lr: float | None = option(
+        None,
+        "initial step size, or what scales the optimizer (default: 0.1, or the optimizer's own)",
+        bounds=FROM_0,
+    )
+    label_smoothing: float = option(0.1, "in the training and the test loss", bounds=(0, 1))
+    momentum: float = option(0.9, "beta1; beta2 is always 0.999", bounds=(0, 1))
+    weight_decay: float = option(1e-4, "decoupled weight decay, or the optimizer's own kind", bounds=FROM_0)
+    acme: bool = option(False, "adapt the step size (an evaluation more, no scheduler)", acme=True)
+    adam: bool = option(False, "Adam's element-wise scaling, with bias correction", acme=True)
+    asam: bool = option(False, "adaptive sharpness-aware minimisation (an evaluation more)", acme=True)
+    nesterov: bool = option(False, "Nesterov momentum", acme=True)
+    rho: float = option(1.0, "radius of ASAM's neighbourhood", acme=True)
+    eta: float = option(0.0, "added to the weights' magnitudes in ASAM", acme=True)
+    gain: float = option(1.0, "factor on every step with --acme; 1 is the published algorithm", acme=True)
+    adapt_steps: int | None = option(
+        None, "with --acme, look ahead in the first N steps only (default: in all, as published)", acme=True
+    )
+    search_steps: int = option(
+        0, "with --acme, at most N first steps only look for the first step size; published: 0", acme=True
+    )
+    unbiased_squares: bool = option(
+        False, "with --adam, begin the squared average where bias correction expects it", acme=True
+    )
+    no_annealing: bool = option(False, "steps are not annealed: neither by ACME nor by the cosine")
+    anneal_over: float = option(1.0, "annealing takes X times as long as the training", bounds=FROM_1)
+    average_weights: bool = option(
+        False, "test at the polynomial-decay average of the weights passed through"
+    )
+    acme_script: str = option("acme", "package the optimizer is imported from")
+    optimizer: str = option(
+        ACME, "acme, with the switches above, or a peer as its authors use it", choices=OPTIMIZERS
+    )
+    seed: int = option(42, "of weights, sampling, augmentation and dropout", bounds=(0, 2**63))
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, …")
+    precision: str = option(
+        "float32", "tf32 (GPU), bfloat16 autocast, or float64 for exact comparison", choices=PRECISIONS
+    )
+    compile: bool = option(False, "compile the network and the arithmetic of Acme with torch.compile")
+    threads: int = option(2, "CPU threads for data and, on the CPU, training", bounds=FROM_1)
+    output: str | None = option(
+        None, "the run's CSV; its JSON stands beside it (default: results/runs/…)", metavar="FILE"
+    )
+    resume: bool = option(False, "go on after an interruption; do nothing if the run is finished")
+    wandb: str | None = option(None, "also log to Weights & Biases under this run name")
+    # Of runs made before there was `adapt_steps`: no option any more, and nothing that Acme takes.
+    adapt_every: int = field(default=1, metadata={"bounds": FROM_1, "acme": True})
 
     def __post_init__(self) -> None:
-        if self.model is None:
-            object.__setattr__(self, "model", DATASETS.get(self.dataset, DATASETS["cifar100"]).models[0])
-        if self.depth is None:
-            object.__setattr__(self, "depth", DEFAULT_DEPTH.get(self.model))
-        if self.width_alpha is None:
-            object.__setattr__(self, "width_alpha", DEFAULT_WIDTH_ALPHA.get(self.model))
-        if self.lr is None:
-            object.__setattr__(self, "lr", default_lr(self.optimizer, self.model))
+        model = self.model or DATASETS.get(self.dataset, DATASETS["cifar100"]).models[0]
+        depth, width_alpha = MODELS.get(model, (None, None))
+        lr = default_lr(self.optimizer, model)
+        for name, default in (("model", model), ("depth", depth), ("width_alpha", width_alpha), ("lr", lr)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
 
     @property
     def about(self) -> Dataset:
@@ -160,216 +185,147 @@ class RunConfig:
         return 1 + self.acme * looks + self.asam
 
     @property
+    def annealing_steps(self) -> int | None:
+        """Steps over which steps are annealed; None where they are not."""
+        return None if self.no_annealing else round(self.anneal_over * self.epochs * self.steps_per_epoch)
+
+    @property
+    def acme_options(self) -> dict[str, Any]:
+        """Acme's own arguments, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("acme")}
+
+    @property
     def name(self) -> str:
         """A file name for the run, from the options that usually differ."""
         switches = [name for name in ("adam", "asam", "nesterov", "acme") if getattr(self, name)]
         base = "-".join(switches if self.adam else ["sgd", *switches])
-        if self.gain != 1:
-            base += f"-gain{self.gain:g}"
-        if self.adapt_every != 1:
-            base += f"-every{self.adapt_every}"
-        if self.adapt_steps is not None:
-            base += f"-kept{self.adapt_steps}"
-        if self.search_steps:
-            base += f"-search{self.search_steps}"
-        if self.unbiased_squares:
-            base += "-unbiased"
+        of_acme = (
+            (self.gain != 1, f"-gain{self.gain:g}"),
+            (self.adapt_every != 1, f"-every{self.adapt_every}"),
+            (self.adapt_steps is not None, f"-kept{self.adapt_steps}"),
+            (self.search_steps, f"-search{self.search_steps}"),
+            (self.unbiased_squares, "-unbiased"),
+        )
+        of_all = (
+            (self.no_annealing, "-constant"),
+            (self.anneal_over != 1, f"-over{self.anneal_over:g}"),
+            (self.average_weights, "-averaged"),
+            (self.limit_train_batches != 1, f"-limit{self.limit_train_batches:g}"),
+        )
+        base += "".join(part for on, part in of_acme if on)
         if self.optimizer != ACME:
             base = f"peer-{self.optimizer}"
-        if self.no_annealing:
-            base += "-constant"
-        if self.anneal_over != 1:
-            base += f"-over{self.anneal_over:g}"
-        if self.average_weights:
-            base += "-averaged"
-        if self.limit_train_batches != 1:
-            base += f"-limit{self.limit_train_batches:g}"
+        base += "".join(part for on, part in of_all if on)
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
 
     def check(self) -> None:
-        """Raise `UsageError` at the first option that cannot work; touches neither data nor device."""
+        """Raise `UsageError` at the first option that cannot work, but for what Acme checks."""
+        for each in fields(self):
+            value, choices = getattr(self, each.name), each.metadata.get("choices")
+            low, high = each.metadata.get("bounds", (None, None))
+            if choices is not None:
+                self._need(value in choices, each.name, f"one of {', '.join(choices)}")
+            elif low is not None:
+                kind = "a whole number" if isinstance(value, int) else "a finite number"
+                expected = f"{kind} of at least {low}" if high == math.inf else f"a number in [{low}, {high})"
+                self._need(low <= value < high, each.name, expected)
+        self._check_data()
+        self._check_model()
+        if self.optimizer != ACME:
+            self._check_peer()
+        one_of_two = self.anneal_over == 1 or not self.no_annealing
+        self._need(one_of_two, "anneal_over", "one of the two", "with --no-annealing")
+        there = self.precision != "tf32" or self.device != "cpu"
+        self._need(there, "precision", "a CUDA device (tf32 exists there only)", "with --device cpu")
 
-        def need(condition: bool, option: str, value: object, expected: str) -> None:
-            if not condition:
-                raise UsageError(f"--{option.replace('_', '-')} {value}: expected {expected}.")
+    def _need(self, fine: bool, name: str, expected: str, beside: str = "") -> None:
+        if not fine:
+            value = getattr(self, name)
+            words = (f"--{name.replace('_', '-')}", "" if value is True else str(value), beside)
+            raise UsageError(f"{' '.join(word for word in words if word)}: expected {expected}.")
 
-        for name, choices in (
-            ("dataset", DATASETS),
-            ("model", MODELS),
-            ("precision", PRECISIONS),
-            ("optimizer", OPTIMIZERS),
+    def _check_data(self) -> None:
+        about, with_data = self.about, f"with --dataset {self.dataset}"
+        models = " or ".join(f"--model {name}" for name in about.models)
+        self._need(self.model in about.models, "model", models, with_data)
+        nothing = "nothing (a package that is installed holds the data)"
+        self._need(about.files or self.data_dir is None, "data_dir", nothing, with_data)
+        every, whole = 1, "a whole number"
+        if about.balanced:
+            every = about.classes
+            whole = f"a multiple of {every} (as many {about.unit} of every class)"
+        for name, least, most in (
+            ("validation", 0, (about.spread or about.examples) - every),  # one of every class is left
+            ("train_images", every, about.examples - self.validation),
         ):
             value = getattr(self, name)
-            need(value in choices, name, value, "one of " + ", ".join(choices))
-        about, with_data = self.about, f"with --dataset {self.dataset}"
-        need(
-            self.model in about.models,
-            "model",
-            f"{self.model} {with_data}",
-            " or ".join(f"--model {name}" for name in about.models),
-        )
-        need(
-            about.files or self.data_dir is None,
-            "data_dir",
-            f"{self.data_dir} {with_data}",
-            "nothing (a package that is installed holds the data)",
-        )
-        for name in ("batch_size", "epochs", "threads", "width_alpha", "adapt_every"):
-            need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        steps = self.adapt_steps
-        need(steps is None or steps >= 1, "adapt_steps", steps, "a whole number of at least 1")
-        need(self.search_steps >= 0, "search_steps", self.search_steps, "a whole number of at least 0")
-        for name in ("lr", "weight_decay", "rho", "eta"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value >= 0, name, value, "a finite number of at least 0")
-        for name in ("dropout", "momentum", "label_smoothing"):
-            need(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
-        need(math.isfinite(self.gain) and self.gain > 0, "gain", self.gain, "a finite number above 0")
-        for name, without in (("gain", 1.0), ("adapt_steps", None), ("adapt_every", 1), ("search_steps", 0)):
-            value = getattr(self, name)
-            need(self.acme or value == without, name, value, f"{without or 'nothing'} without --acme")
-        need(self.adam or not self.unbiased_squares, "unbiased_squares", "without --adam", "--adam as well")
-        need(
-            math.isfinite(self.anneal_over) and self.anneal_over >= 1,
-            "anneal_over",
-            self.anneal_over,
-            "a finite number of at least 1",
-        )
-        need(
-            self.anneal_over == 1 or not self.no_annealing,
-            "anneal_over",
-            f"{self.anneal_over:g} with --no-annealing",
-            "one of the two",
-        )
-        need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number of at least 0")
+            fine = value is None or (least <= value <= most and value % every == 0)
+            self._need(fine, name, f"{whole} from {least} to {most}")
+        expected = f"at most the {self.available_images} training {about.unit}"
+        self._need(self.batches >= 1, "batch_size", expected)
+        fine = 0 < self.limit_train_batches <= 1 and self.steps_per_epoch >= 1
+        expected = f"a number above 0 and at most 1 that leaves one of the {self.batches} batches of an epoch"
+        self._need(fine, "limit_train_batches", expected)
 
-        if self.optimizer != ACME:
-            self._check_peer(need)
-
-        self._check_model(need)
-
-        every, most = about.multiple, about.most_held_out
-        whole = "a whole number"
-        if every > 1:
-            whole = f"a multiple of {every} (as many {about.unit} of every class)"
-        need(
-            0 <= self.validation <= most and self.validation % every == 0,
-            "validation",
-            self.validation,
-            f"{whole} from 0 to {most}",
-        )
-        room = about.examples - self.validation
-        if self.train_images is not None:
-            need(
-                0 < self.train_images <= room and self.train_images % every == 0,
-                "train_images",
-                self.train_images,
-                f"{whole} from {every} to {room}",
-            )
-        need(
-            self.batches >= 1,
-            "batch_size",
-            self.batch_size,
-            f"at most the {self.available_images} training {about.unit}",
-        )
-        need(
-            0 < self.limit_train_batches <= 1 and self.steps_per_epoch >= 1,
-            "limit_train_batches",
-            self.limit_train_batches,
-            f"a number above 0 and at most 1 that leaves one of the {self.batches} batches of an epoch",
-        )
-        need(
-            self.precision != "tf32" or self.device != "cpu",
-            "precision",
-            "tf32 with --device cpu",
-            "a CUDA device (tf32 exists there only)",
-        )
-
-    def _check_model(self, need: Callable[[bool, str, object, str], None]) -> None:
+    def _check_model(self) -> None:
         """Depth and width that the model can have, and none of the options that it would ignore."""
         with_model = f"with --model {self.model}"
-        need(self.bottleneck is False or self.model == "Pyramid", "bottleneck", with_model, "--model Pyramid")
+        self._need(
+            not self.bottleneck or self.model == "Pyramid", "bottleneck", "--model Pyramid", with_model
+        )
         has_dropout = self.model in ("WRN", "transformer")
-        need(self.dropout == 0 or has_dropout, "dropout", self.dropout, f"0 {with_model} (it has no dropout)")
+        self._need(self.dropout == 0 or has_dropout, "dropout", f"0 {with_model} (it has no dropout)")
+        least, every, rest, expected = 1, 1, 0, "a whole number of at least 1"
         if self.model == "WRN":
-            need(
-                self.depth >= 4 and self.depth % 6 == 4,
-                "depth",
-                self.depth,
-                "6n + 4 for a WRN (4, 10, 16, 22, 28, 40, …)",
-            )
+            least, every, rest, expected = 4, 6, 4, "6n + 4 for a WRN (4, 10, 16, 22, 28, 40, …)"
         elif self.model == "Pyramid":
-            blocks = 9 if self.bottleneck else 6
-            need(
-                self.depth > blocks and self.depth % blocks == 2,
-                "depth",
-                self.depth,
-                f"{blocks}n + 2 for a PyramidNet {'with' if self.bottleneck else 'without'} --bottleneck",
-            )
-        else:
-            need(self.depth >= 1, "depth", self.depth, "a whole number of at least 1")
-            need(
-                self.model != "transformer" or self.width_alpha % HEADS == 0,
-                "width_alpha",
-                self.width_alpha,
-                f"a multiple of {HEADS}, the heads of the transformer",
-            )
+            every, how = (9, "with") if self.bottleneck else (6, "without")
+            least, rest = every + 2, 2
+            expected = f"{every}n + 2 for a PyramidNet {how} --bottleneck"
+        self._need(self.depth >= least and self.depth % every == rest, "depth", expected)
+        divides = self.model != "transformer" or self.width_alpha % HEADS == 0
+        self._need(divides, "width_alpha", f"a multiple of {HEADS}, the heads of the transformer")
 
-    def _check_peer(self, need: Callable[[bool, str, object, str], None]) -> None:
+    def _check_peer(self) -> None:
         """What Acme alone has is refused with another optimizer, not ignored."""
-        beside = f"with --optimizer {self.optimizer}"
-        for name in ("acme", "adam", "asam", "nesterov"):
-            need(not getattr(self, name), name, beside, "--optimizer acme, whose switch it is")
-        for field in fields(self):
-            if field.name in ("rho", "eta", "acme_script"):
-                value = getattr(self, field.name)
-                need(
-                    value == field.default,
-                    field.name,
-                    f"{value} {beside}",
-                    "--optimizer acme, whose option it is",
-                )
-        peer = PEERS[self.optimizer]
-        for name, without in (("no_annealing", False), ("anneal_over", 1)):
-            need(peer.cosine or getattr(self, name) == without, name, beside, "nothing (it has no schedule)")
-        need(
-            not (self.average_weights and (peer.modes or peer.averager)),
-            "average_weights",
-            beside,
-            "nothing (it averages them itself)",
-        )
-        need(self.lr > 0, "lr", f"{self.lr} {beside}", "a number above 0")
-        need(
-            self.momentum > 0 or not peer.modes,
-            "momentum",
-            f"{self.momentum} {beside}",
-            "a number above 0",
-        )
+        beside, peer = f"with --optimizer {self.optimizer}", PEERS[self.optimizer]
+        for each in fields(self):
+            fine = getattr(self, each.name) == each.default
+            if each.metadata.get("acme") or each.name == "acme_script":
+                self._need(fine, each.name, "--optimizer acme, whose option it is", beside)
+            if each.name in ("no_annealing", "anneal_over"):
+                self._need(fine or peer.cosine, each.name, "nothing (it has no schedule)", beside)
+        averages = bool(peer.modes or peer.averager)
+        fine = not (self.average_weights and averages)
+        self._need(fine, "average_weights", "nothing (it averages them itself)", beside)
+        self._need(self.lr > 0, "lr", "a number above 0", beside)
+        self._need(self.momentum > 0 or not peer.modes, "momentum", "a number above 0", beside)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
+    def types(cls) -> dict[str, tuple[type, ...]]:
+        """The types that each option's value can have."""
+        return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+
+    @classmethod
     def from_dict(cls, options: dict[str, Any]) -> RunConfig:
         """The configuration in a JSON's `options`; unknown names and values of another type are a `ValueError`."""
-        unknown = sorted(set(options) - {field.name for field in fields(cls)})
+        types = cls.types()
+        unknown = sorted(set(options) - set(types))
         if unknown:
             raise ValueError(f"unknown options: {', '.join(unknown)}")
         config = cls(**options)
-        types = get_type_hints(cls)
         for name, value in config.to_dict().items():
-            allowed = get_args(types[name]) or (types[name],)
-            if type(value) not in allowed and not (type(value) is int and float in allowed):
+            if type(value) not in types[name] and not (type(value) is int and float in types[name]):
                 raise ValueError(f"{name} is {value!r}")
         return config
 
     def same_run(self, other: RunConfig) -> list[str]:
         """The names of the options in which the two differ and which change a run's numbers."""
-        return [
-            field.name
-            for field in fields(self)
-            if field.name not in WHERE_AND_HOW and getattr(self, field.name) != getattr(other, field.name)
-        ]
+        names = (each.name for each in fields(self) if each.name not in WHERE_AND_HOW)
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 WHERE_AND_HOW = frozenset({"data_dir", "output", "resume", "threads", "wandb"})

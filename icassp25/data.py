@@ -15,18 +15,16 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from icassp25.config import CLASSES, TRAIN_IMAGES, RunConfig, UsageError
-from icassp25.files import temporary
+from icassp25.files import print_what_can_be_said, write_whole
 from icassp25.sampling import stratified_order
 
 DEFAULT_FOLDER = Path("data")
@@ -46,23 +44,21 @@ STALL_SECONDS = 20.0
 # faster, the slow ones get a second chance at the second, at which the archive still takes five hours.
 MINIMUM_RATES = (150_000.0, 10_000.0)
 CHUNK_BYTES = 1 << 16
+FILES = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """What is downloaded: the archive's name, size in bytes and MD5, and the files in its folder with theirs."""
 
     name: str = "cifar-100-python.tar.gz"
     size: int = 169_001_437
     md5: str = "eb9058c3a382ffc7106e4002c42a8d85"
     folder: str = "cifar-100-python"
-    files: Mapping[str, str] = field(
-        default_factory=lambda: {
-            "train": "16019d7e3df5f24257cddd939b257f8d",
-            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-            "meta": "7973b15100ade9c7d40fb424638fde48",
-        }
-    )
+    files: Mapping[str, str] = FILES
 
 
 OFFICIAL = Archive()
@@ -73,21 +69,16 @@ SYNTHETIC_SEED = 100
 SYNTHETIC_TEST_IMAGES = 500
 
 
-@dataclass(frozen=True)
-class CifarData:
-    """A data set on one device.
+class CifarData(NamedTuple):
+    """Images uint8 [n, 3, 32, 32] and their labels int64 [n] in 0 … 99, on one device.
 
-    Images are uint8 [n, 3, 32, 32], labels int64 [n] in 0 … 99. `mean` and `std` are float32 [3], the
-    training images' mean and (population) standard deviation per channel, in [0, 1]. The validation
-    tensors are None where nothing is held out.
+    `validation` is None where nothing is held out. `mean` and `std` are float32 [3], the training images' mean
+    and (population) standard deviation per channel, in [0, 1].
     """
 
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    validation_images: Tensor | None
-    validation_labels: Tensor | None
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor] | None
+    test: tuple[Tensor, Tensor]
     mean: Tensor
     std: Tensor
 
@@ -103,32 +94,22 @@ def load(config: RunConfig, device: torch.device) -> CifarData:
         UsageError: the files are missing or damaged, or cannot be downloaded.
     """
     if config.dataset == "synthetic":
-        order = torch.arange(TRAIN_IMAGES)
-        chosen, held_out = _split(order, config)
-        train = synthetic_images(chosen)
-        validation = synthetic_images(held_out)
+        chosen, held_out = _split(torch.arange(TRAIN_IMAGES), config)
+        train, validation = synthetic_images(chosen), synthetic_images(held_out)
         test = synthetic_images(torch.arange(TRAIN_IMAGES, TRAIN_IMAGES + SYNTHETIC_TEST_IMAGES))
     else:
         folder = locate(config)
         images, labels = read_images(folder, "train")
         order = stratified_order(labels, torch.Generator().manual_seed(SPLIT_SEED))
         chosen, held_out = _split(order, config)
-        train = images[chosen], labels[chosen]
-        validation = images[held_out], labels[held_out]
+        train, validation = (images[chosen], labels[chosen]), (images[held_out], labels[held_out])
         test = read_images(folder, "test")
 
-    mean, std = channel_statistics(train[0])
-    keep_validation = config.validation > 0
-    return CifarData(
-        train_images=train[0].to(device),
-        train_labels=train[1].to(device),
-        test_images=test[0].to(device),
-        test_labels=test[1].to(device),
-        validation_images=validation[0].to(device) if keep_validation else None,
-        validation_labels=validation[1].to(device) if keep_validation else None,
-        mean=mean.to(device),
-        std=std.to(device),
-    )
+    def there(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(device) for tensor in tensors)
+
+    held_out = there(*validation) if config.validation else None
+    return CifarData(there(*train), held_out, there(*test), *there(*channel_statistics(train[0])))
 
 
 def _split(order: Tensor, config: RunConfig) -> tuple[Tensor, Tensor]:
@@ -137,9 +118,8 @@ def _split(order: Tensor, config: RunConfig) -> tuple[Tensor, Tensor]:
     `order` goes round the classes, so any whole number of rounds is stratified. Taken from its two ends,
     neither choice changes the other.
     """
-    chosen = order[: config.available_images]
-    held_out = order[len(order) - config.validation :]
-    return chosen.sort().values, held_out.sort().values
+    parts = order[: config.available_images], order[len(order) - config.validation :]
+    return parts[0].sort().values, parts[1].sort().values
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,13 +153,8 @@ def synthetic_images(places: Tensor) -> tuple[Tensor, Tensor]:
     Each class has one smooth random colour pattern. An image is its class's pattern, shifted by up to 4
     pixels each way and at a random contrast, plus a second smooth pattern drawn from a pool that all
     classes share, plus noise. Image i has the label i mod 100. No real photograph is behind any of this:
-    the set is for trying the code out where CIFAR-100 is not at hand, not for results.
-
-    Args:
-        places: int64 [n], non-negative, ascending.
-
-    Returns:
-        uint8 [n, 3, 32, 32] and int64 [n] labels, on the CPU.
+    the set is for trying the code out where CIFAR-100 is not at hand, not for results. For `places` int64
+    [n], non-negative and ascending, uint8 [n, 3, 32, 32] and int64 [n] labels, on the CPU.
     """
     generator = torch.Generator().manual_seed(SYNTHETIC_SEED)
     patterns = _smooth_patterns(CLASSES, generator) * _SYNTHETIC_CLASS_SPREAD
@@ -227,29 +202,18 @@ def _render_block(block: int, patterns: Tensor, distractors: Tensor) -> Tensor:
 # ---- finding and reading the files ----------------------------------------------------------------------
 
 
-def locate(
-    config: RunConfig,
-    default_folder: Path = DEFAULT_FOLDER,
-    archive: Archive = OFFICIAL,
-) -> Path:
+def locate(config: RunConfig, default_folder: Path = DEFAULT_FOLDER, archive: Archive = OFFICIAL) -> Path:
     """The folder that holds the files `train`, `test` and `meta`.
 
-    In this order: `config.data_dir`, the environment variable CIFAR100_ROOT, `./data`; only if neither of
-    the first two is given and `./data` lacks the files are they downloaded into it. Each may name the
+    In this order: `config.data_dir`, the environment variable CIFAR100_ROOT, `default_folder`; only if neither
+    of the first two is given and the last lacks the files are they downloaded into it. Each may name the
     folder that holds `cifar-100-python/` or this folder itself. The contents are verified when read.
-
-    Args:
-        config: of which only `data_dir` counts.
-        default_folder: in place of `./data`.
-        archive: what is looked for.
 
     Raises:
         UsageError: a given folder lacks the files, or the download fails.
     """
-    for origin, given in (
-        ("--data-dir ", config.data_dir),
-        (f"{ROOT_VARIABLE}=", os.environ.get(ROOT_VARIABLE)),
-    ):
+    from_environment = os.environ.get(ROOT_VARIABLE)
+    for origin, given in (("--data-dir ", config.data_dir), (f"{ROOT_VARIABLE}=", from_environment)):
         if not given:
             continue
         found = _find(Path(given), archive)
@@ -274,11 +238,7 @@ def _find(folder: Path, archive: Archive) -> Path | None:
 
 
 def read_verified(folder: Path, name: str, archive: Archive = OFFICIAL) -> bytes:
-    """The contents of one of the files, once its MD5 is right.
-
-    Raises:
-        UsageError: the file cannot be read or has another checksum.
-    """
+    """The contents of one of the files, once its MD5 is right; else a `UsageError`."""
     path, expected = folder / name, archive.files[name]
     try:
         contents = path.read_bytes()
@@ -286,7 +246,7 @@ def read_verified(folder: Path, name: str, archive: Archive = OFFICIAL) -> bytes
         raise UsageError(
             f"{path}: expected a readable file of {archive.name}, but {_reason(error)}; unpack the archive again."
         ) from error
-    found = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+    found = _md5(contents)
     if found != expected:
         raise UsageError(
             f"{path}: expected the file of {archive.name} with MD5 {expected}, found {found}; "
@@ -296,11 +256,7 @@ def read_verified(folder: Path, name: str, archive: Archive = OFFICIAL) -> bytes
 
 
 def read_images(folder: Path, name: str, archive: Archive = OFFICIAL) -> tuple[Tensor, Tensor]:
-    """The images of `train` or `test`: uint8 [n, 3, 32, 32] and int64 [n] fine labels, on the CPU.
-
-    Raises:
-        UsageError: the file cannot be read or has another checksum.
-    """
+    """The images of `train` or `test`: uint8 [n, 3, 32, 32] and int64 [n] fine labels, on the CPU."""
     # A pickle runs code when loaded: the checksum first says that these are the published bytes.
     entries = pickle.loads(read_verified(folder, name, archive), encoding="latin1")
     images = torch.tensor(entries["data"], dtype=torch.uint8).view(-1, 3, 32, 32)
@@ -319,29 +275,16 @@ class _TooSlow(_SourceFailed):
 
 
 def download(
-    folder: Path,
-    sources: Sequence[str] = SOURCES,
-    archive: Archive = OFFICIAL,
-    stall_seconds: float = STALL_SECONDS,
-    minimum_rates: Sequence[float] = MINIMUM_RATES,
-) -> Path:
+    folder: Path, sources: Sequence[str] = SOURCES, archive: Archive = OFFICIAL,
+    stall_seconds: float = STALL_SECONDS, minimum_rates: Sequence[float] = MINIMUM_RATES,
+) -> Path:  # fmt: skip
     """Fetch the archive from the first source that gives it, and unpack it into `folder`.
 
     A source is left for the next one when it refuses, breaks off, sends nothing for `stall_seconds`, sends
-    less than the minimum rate over `stall_seconds`, or sends other bytes than the archive's. The sources
-    that were only too slow are tried again with the next, lower minimum rate. Nothing is unpacked before
+    less than the minimum rate (bytes a second) over `stall_seconds`, or sends other bytes than the archive's.
+    Those that were only too slow are tried again with the next, lower minimum rate. Nothing is written before
     the archive's MD5 is right, and archive and files appear by rename. An intact archive already in the
-    folder is not fetched again.
-
-    Args:
-        folder: is made if missing; the files go into `folder/cifar-100-python`.
-        sources: URLs to which the archive's name is appended.
-        archive: names, size and checksums.
-        stall_seconds: seconds, see above.
-        minimum_rates: bytes a second, descending, one for each pass over the sources.
-
-    Returns:
-        The folder that holds the files.
+    folder is not fetched again. Returns the folder that holds the files.
 
     Raises:
         UsageError: no source gives the archive (each is named with its reason), or the folder cannot be
@@ -350,8 +293,8 @@ def download(
     packed = folder / archive.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (packed.is_file() and _file_md5(packed) == archive.md5):
-            _fetch_from_any(packed, sources, archive, stall_seconds, minimum_rates)
+        if not (packed.is_file() and _md5(packed.read_bytes()) == archive.md5):
+            write_whole(packed, _fetch(packed, sources, archive, stall_seconds, minimum_rates))
         return _unpack(packed, archive)
     except OSError as error:
         raise UsageError(
@@ -360,23 +303,18 @@ def download(
         ) from error
 
 
-def _fetch_from_any(
-    packed: Path,
-    sources: Sequence[str],
-    archive: Archive,
-    stall_seconds: float,
-    minimum_rates: Sequence[float],
-) -> None:
+def _fetch(
+    packed: Path, sources: Sequence[str], archive: Archive, stall_seconds: float, rates: Sequence[float]
+) -> bytes:
+    """The archive from the first source that gives it; a `UsageError` names each with its reason."""
     reasons: dict[str, str] = {}
     remaining = list(sources)
-    for minimum_rate in minimum_rates:
+    for minimum_rate in rates:
         too_slow = []
         for source in remaining:
-            url = source + archive.name
-            _say(f"downloading {url}")
+            _say(f"downloading {source}{archive.name}")
             try:
-                _fetch(url, packed, archive, stall_seconds, minimum_rate)
-                return
+                return _receive(source + archive.name, archive, stall_seconds, minimum_rate)
             except _SourceFailed as failure:
                 reasons[source] = str(failure)
                 _say(f"{source}: {failure}")
@@ -391,16 +329,9 @@ def _fetch_from_any(
     )
 
 
-def _fetch(url: str, packed: Path, archive: Archive, stall_seconds: float, minimum_rate: float) -> None:
-    """Write the archive at `url` to `packed`, or leave `packed` alone and raise `_SourceFailed`."""
-    with _appearing(packed) as file:
-        for chunk in _receive(url, archive, stall_seconds, minimum_rate):
-            file.write(chunk)
-
-
-def _receive(url: str, archive: Archive, stall_seconds: float, minimum_rate: float) -> Iterator[bytes]:
-    """The archive's bytes as they arrive; raises `_SourceFailed` unless it is the archive that arrived."""
-    digest, received, shown_tenths = hashlib.md5(usedforsecurity=False), 0, 0
+def _receive(url: str, archive: Archive, stall_seconds: float, minimum_rate: float) -> bytes:
+    """The bytes at `url`; raises `_SourceFailed` unless they are the archive's."""
+    content, shown_tenths = bytearray(), 0
     try:
         # The timeout holds for connecting and for each wait for bytes, not for the whole.
         with (
@@ -410,26 +341,23 @@ def _receive(url: str, archive: Archive, stall_seconds: float, minimum_rate: flo
         ):
             if response.length not in (None, archive.size):
                 raise _SourceFailed(f"offers {response.length} bytes instead of {archive.size}")
-            window_start, window_bytes = time.monotonic(), 0
+            window_start, before = time.monotonic(), 0
             # read1 returns what has arrived; read would wait for a full chunk, however slow the source.
             while chunk := response.read1(CHUNK_BYTES):
-                digest.update(chunk)
-                received += len(chunk)
-                window_bytes += len(chunk)
-                if received > archive.size:
+                content += chunk
+                if len(content) > archive.size:
                     raise _SourceFailed(f"sends more than {archive.size} bytes")
-                yield chunk
-
                 bar.update(len(chunk))
-                tenths = 10 * received // archive.size
+                tenths = 10 * len(content) // archive.size
                 if bar.disable and tenths > shown_tenths:
                     shown_tenths = tenths
                     _say(f"{10 * tenths} % of {archive.size / 1e6:.0f} MB")
                 elapsed = time.monotonic() - window_start
-                if elapsed >= stall_seconds and received < archive.size:
-                    if window_bytes < minimum_rate * elapsed:
-                        raise _TooSlow(f"sends only {window_bytes / elapsed / 1e3:.1f} kB/s")
-                    window_start, window_bytes = time.monotonic(), 0
+                if elapsed >= stall_seconds and len(content) < archive.size:
+                    rate = (len(content) - before) / elapsed
+                    if rate < minimum_rate:
+                        raise _TooSlow(f"sends only {rate / 1e3:.1f} kB/s")
+                    window_start, before = time.monotonic(), len(content)
     except urllib.error.HTTPError as error:
         raise _SourceFailed(f"answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
@@ -437,13 +365,13 @@ def _receive(url: str, archive: Archive, stall_seconds: float, minimum_rate: flo
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(cause, TimeoutError):
             raise _SourceFailed(f"sent nothing for {stall_seconds:g} s") from error
-        if received:
-            raise _SourceFailed(f"broke off after {received} of {archive.size} bytes") from error
-        raise _SourceFailed(f"cannot be reached ({_reason(cause)})") from error
-    if received < archive.size:
-        raise _SourceFailed(f"broke off after {received} of {archive.size} bytes")
-    if digest.hexdigest() != archive.md5:
-        raise _SourceFailed(f"sent other bytes (MD5 {digest.hexdigest()} instead of {archive.md5})")
+        if not content:
+            raise _SourceFailed(f"cannot be reached ({_reason(cause)})") from error
+    if len(content) < archive.size:
+        raise _SourceFailed(f"broke off after {len(content)} of {archive.size} bytes")
+    if _md5(content) != archive.md5:
+        raise _SourceFailed(f"sent other bytes (MD5 {_md5(content)} instead of {archive.md5})")
+    return bytes(content)
 
 
 def _unpack(packed: Path, archive: Archive) -> Path:
@@ -455,10 +383,9 @@ def _unpack(packed: Path, archive: Archive) -> Path:
             for name, md5 in archive.files.items():
                 member = members.getmember(f"{archive.folder}/{name}")
                 contents = members.extractfile(member).read() if member.isreg() else b""
-                if hashlib.md5(contents, usedforsecurity=False).hexdigest() != md5:
+                if _md5(contents) != md5:
                     raise tarfile.TarError(f"its file {name} has another MD5 than {md5}")
-                with _appearing(target / name) as file:
-                    file.write(contents)
+                write_whole(target / name, contents)
     except (KeyError, tarfile.TarError) as error:
         raise UsageError(
             f"{packed}: expected an archive of the files {', '.join(archive.files)}, but {error}; delete it."
@@ -466,21 +393,8 @@ def _unpack(packed: Path, archive: Archive) -> Path:
     return target
 
 
-@contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name by rename once the block ends, and is removed if it fails."""
-    with temporary(path) as name:
-        with open(name, "wb") as file:
-            yield file
-        os.replace(name, path)
-
-
-def _file_md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _md5(content: bytes | bytearray) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _say(message: str) -> None:
@@ -497,6 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m icassp25.data", description="Find or download CIFAR-100 and verify its files."
     )
     parser.add_argument("--data-dir", metavar="DIR", help="folder that holds cifar-100-python/")
+    print_what_can_be_said()
     try:
         folder = locate(RunConfig(data_dir=parser.parse_args(arguments).data_dir))
         print(folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -17,21 +15,17 @@ BALANCED_IMAGES = 1_740
 """174 of each digit, the number of those of the rarest; the order's last 57 images are of the others."""
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Images float64 [n, 64], standardised by the mean and the standard deviation of the training pixels, all
-    together; labels int64 [n]; validation None where nothing is held out. On the CPU."""
-
-    train: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor] | None
-    test: tuple[Tensor, Tensor]
+Examples = tuple[Tensor, Tensor]
 
 
-def load(config: RunConfig) -> Digits:
-    """The digits, on the CPU; a stratified split that is the same for every seed.
+def load(
+    config: RunConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Examples, Examples | None, Examples]:
+    """Training, validation (None where nothing is held out) and test images [n, 64] with labels, int64 [n].
 
-    The first 600 images of a stratified order are the test set, and its last balanced ones are held out: neither
-    `validation` nor `train_images` changes what the other chooses.
+    The pixels are standardised by the mean and the standard deviation of the training pixels, all together. The
+    split is stratified and the same for every seed: the first 600 images of a stratified order are the test set,
+    and its last balanced ones are held out: neither `validation` nor `train_images` changes what the other takes.
 
     Raises:
         UsageError: scikit-learn is not installed.
@@ -41,15 +35,15 @@ def load(config: RunConfig) -> Digits:
     end = BALANCED_IMAGES - config.validation
     rest = torch.cat([order[TEST_IMAGES:end], order[BALANCED_IMAGES:]])
     chosen = rest[: config.available_images].sort().values
-    held_out = order[end:BALANCED_IMAGES].sort().values
     mean, std = images[chosen].mean(), images[chosen].std(correction=0)
     images = (images - mean) / std
-    tested = order[:TEST_IMAGES].sort().values
-    return Digits(
-        train=(images[chosen], labels[chosen]),
-        validation=(images[held_out], labels[held_out]) if config.validation else None,
-        test=(images[tested], labels[tested]),
-    )
+
+    def part(places: Tensor) -> Examples:
+        places = places.sort().values
+        return images[places].to(device, dtype), labels[places].to(device)
+
+    held_out = part(order[end:BALANCED_IMAGES]) if config.validation else None
+    return part(chosen), held_out, part(order[:TEST_IMAGES])
 
 
 def read() -> tuple[Tensor, Tensor]:
@@ -67,10 +61,3 @@ def read() -> tuple[Tensor, Tensor]:
         ) from None
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).to(torch.float64), torch.from_numpy(labels).to(torch.int64)
-
-
-def versions() -> dict[str, str]:
-    """The package that holds the digits and its version, for the run's JSON."""
-    from importlib import metadata
-
-    return {"scikit-learn": metadata.version("scikit-learn")}

@@ -1,19 +1,29 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and output that no encoding stops."""
 
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from icassp25.config import UsageError
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name in its folder, then rename it: it is there whole or not at all."""
-    with temporary(path) as name:
-        name.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(name, path)
+    """Write a file under a temporary name in its folder, then rename it: it is there whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written, as on a full disk; what was there before stays.
+    """
+    try:
+        with temporary(path) as name:
+            name.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(name, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
 @contextmanager
@@ -24,3 +34,9 @@ def temporary(path: Path) -> Iterator[Path]:
         yield name
     finally:
         name.unlink(missing_ok=True)
+
+
+def print_what_can_be_said() -> None:
+    """Have `print` replace what the encoding of the output lacks, as a Latin-1 terminal's does `…`."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]

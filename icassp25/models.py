@@ -23,11 +23,8 @@ DIGIT_PIXELS = 64
 
 
 def build_model(config: RunConfig, classes: int | None = None) -> nn.Module:
-    """The network that `config` asks for, initialised from torch's global generator.
-
-    `classes` of None means those of the data set.
-    """
-    classes = config.about.classes if classes is None else classes
+    """The network that `config` asks for, initialised from torch's global generator."""
+    classes = classes or config.about.classes
     if config.model == "WRN":
         return WideResNet(config.depth, config.width_alpha, config.dropout, classes)
     if config.model == "Pyramid":
@@ -66,12 +63,8 @@ class WideResNet(nn.Module):
     Each of the three stages is a unit that changes the shape, then (depth - 4)//6 units that do not. That is one
     unit more than the depth promises: "16-8" here is what the literature calls WRN-22-8, and the published
     numbers depend on it. The first unit of a stage has a 1×1 convolution as its shortcut, even in the first
-    stage at width 1, where the shape stays.
-
-    Args:
-        depth: 6n + 4.
-        width: factor on the stages' 16, 32 and 64 channels.
-        dropout: probability, between the two convolutions of a unit.
+    stage at width 1, where the shape stays. `depth` is 6n + 4, `width` a factor on the stages' 16, 32 and 64
+    channels; dropout is between the two convolutions of a unit.
     """
 
     def __init__(self, depth: int, width: int, dropout: float = 0.0, classes: int = CLASSES) -> None:
@@ -124,10 +117,9 @@ class PyramidUnit(nn.Module):
 class PyramidNet(nn.Module):
     """PyramidNet with additive widening (Han, Kim and Kim, *Deep Pyramidal Residual Networks*, CVPR 2017).
 
-    Args:
-        depth: 6n + 2, or 9n + 2 with `bottleneck`, for n units in each of three stages.
-        alpha: channels added over all units, in equal steps (rounded to whole channels at each unit).
-        bottleneck: units of 1×1, 3×3, 1×1 convolutions whose output is four times as wide.
+    `depth` is 6n + 2, or 9n + 2 with `bottleneck`, for n units in each of three stages; `alpha` the channels added
+    over all units, in equal steps (rounded to whole channels at each). A bottleneck's convolutions are 1×1, 3×3 and
+    1×1, and its output is four times as wide.
     """
 
     def __init__(self, depth: int, alpha: int, bottleneck: bool = False, classes: int = CLASSES) -> None:
@@ -184,12 +176,8 @@ class Transformer(nn.Module):
     Multitask Learners*, 2019): pre-norm, learned positions, GELU, output weights tied to the embedding.
 
     Initialised as GPT-2: weights from N(0, 0.02²), those of the projections back into the shortcut divided by
-    √(2 · depth), biases 0.
-
-    Args:
-        depth: layers.
-        width: of the embeddings, a multiple of 4, the number of heads.
-        dropout: probability, at the embedding, in the attention and before each shortcut.
+    √(2 · depth), biases 0. `width` is a multiple of 4, the number of heads; dropout is at the embedding, in the
+    attention and before each shortcut.
     """
 
     def __init__(self, depth: int, width: int, dropout: float, classes: int, context: int = CONTEXT) -> None:
@@ -247,60 +235,34 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batches of all processes of the default group, as if they were one.
 
     The processes hold equally many images. The gradients of weight and bias are this process's part, for
-    DistributedDataParallel to average.
+    DistributedDataParallel to average. All is computed in the weights' dtype, where `x` has 16 bits too.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        self._check_input_dim(x)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        return _GlobalBatchNorm.apply(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
-        )
+        size, values = dist.get_world_size(), x.to(self.weight.dtype)
+        mean = _Sum.apply(values.mean((0, 2, 3), keepdim=True)) / size
+        centred = values - mean
+        variance = _Sum.apply(centred.square().mean((0, 2, 3), keepdim=True)) / size
+        with torch.no_grad():
+            count = size * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        normalised = centred * (variance + self.eps).rsqrt()
+        return (normalised * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
 
 
-class _GlobalBatchNorm(torch.autograd.Function):
-    """(x - mean)/sqrt(variance + eps)·weight + bias, with mean and variance over all processes.
-
-    Statistics and gradients are computed in the weights' dtype, where `x` has 16 bits too.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        size = dist.get_world_size()
-        local = torch.stack(torch.var_mean(x.to(weight.dtype), (0, 2, 3), correction=0))
-        gathered = [torch.empty_like(local) for _ in range(size)]
-        dist.all_gather(gathered, local)
-        variances, means = torch.stack(gathered, 1)
-        mean = means.mean(0)
-        variance = variances.mean(0) + (means - mean).square().mean(0)
-        count = size * x.numel() // x.shape[1]
-        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        running_var.mul_(1 - momentum).add_(variance, alpha=momentum * count / (count - 1))
-        ctx.save_for_backward(x, weight, mean, variance)
-        ctx.eps, ctx.count = eps, count
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, which its gradient is as well."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, variance = ctx.saved_tensors
-        scale = (variance + ctx.eps).rsqrt().view(-1, 1, 1)
-        normalised = (x.to(weight.dtype) - mean.view(-1, 1, 1)) * scale
-        gradient = gradient.to(weight.dtype)
-        own = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
-        means = own.clone()
-        dist.all_reduce(means)
-        first, second = (means / ctx.count).view(2, -1, 1, 1)
-        of_x = (gradient - first - normalised * second) * (scale * weight.view(-1, 1, 1))
-        return of_x.to(x.dtype), own[1], own[0], None, None, None, None
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)

@@ -17,11 +17,6 @@ class Parts:
     than the device takes for it. `prepare`, called while the device has an evaluation to work on, hands it those for
     the next part, on a stream of their own; elsewhere it does nothing. The order of the calls of `ready`, and so what
     it draws, is the same.
-
-    Args:
-        chosen: places of examples, as `ready` takes them, on `device`.
-        ready: gives examples and their targets, on `device`.
-        device: that trains.
     """
 
     def __init__(

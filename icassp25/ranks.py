@@ -1,13 +1,9 @@
 """One run in several processes: what they agree on, what only the first does, and how they end together.
 
 `torchrun --nproc-per-node=N icassp25/cifar100.acme.py …` starts N processes (ranks), which find each other by
-the environment variables it sets. Each trains on its share of every batch; the first alone writes.
-
-    with ranks.joined() as together:
-        if together.decided(lambda: runlog.settled(path, config)): …
-
-One process alone, `ALONE`, goes through the same calls, which then communicate with nobody. Nothing here
-imports torch before it is needed, so that a finished run is skipped as fast as ever.
+the environment variables it sets. Each trains on its share of every batch; the first alone writes. One process
+alone, `ALONE`, goes through the same calls, which then communicate with nobody. Nothing here imports torch before
+it is needed, so that a finished run is skipped as fast as ever.
 """
 
 from __future__ import annotations
@@ -31,8 +27,6 @@ from icassp25.lock import TakenElsewhere
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-LOST = 1  # exit code of the processes that are left when another has died
 
 # The longest wait for another process: in training, where all do the same; and where one may be downloading.
 TRAINING_TIMEOUT = timedelta(minutes=10)
@@ -65,69 +59,46 @@ class Ranks:
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
-        """A block in which what one process refuses, all refuse: with the first one's error.
-
-        Raises:
-            UsageError, TakenElsewhere: in this process or in another.
-        """
+        """A block in which what one process refuses, all refuse: with the first one's error."""
         refusal: Exception | None = None
         try:
             yield
         except (UsageError, TakenElsewhere) as error:
-            if self.size == 1:
-                raise
             refusal = error
-        if self.size == 1:
-            return
-        import torch.distributed as dist
-
-        refusals: list[Any] = [None] * self.size
-        dist.all_gather_object(refusals, refusal, group=self.patient)
-        for other in refusals:
+        for other in self._of_all(refusal):
             if other is not None:
                 raise other
 
-    def decided(self, decide: Callable[[], _T]) -> _T:
-        """What `decide` returns in the first process, or the refusal it raises; the others do not call it."""
+    def _of_all(self, mine: _T) -> list[_T]:
+        """What each process calls this with, in the order of the ranks."""
         if self.size == 1:
-            return decide()
+            return [mine]
         import torch.distributed as dist
 
+        all_: list[Any] = [None] * self.size
+        dist.all_gather_object(all_, mine, group=self.patient)
+        return all_
+
+    def decided(self, decide: Callable[[], _T]) -> _T:
+        """What `decide` returns in the first process, or the refusal it raises; the others do not call it."""
         result: list[Any] = [None]
         with self.agreeing():
             if self.first:
                 result = [decide()]
-        dist.broadcast_object_list(result, src=0, group=self.patient)
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.broadcast_object_list(result, src=0, group=self.patient)
         return result[0]
 
     def one_per_machine_first(self, do: Callable[[], _T]) -> _T:
-        """What `do` returns; one process of each machine calls it before the others, as it may download.
-
-        Raises:
-            UsageError: in one of the processes.
-        """
+        """What `do` returns; one process of each machine calls it before the others, as it may download."""
         results = []
         for turn in (self.local == 0, self.local != 0):
             with self.agreeing():
                 if turn:
                     results.append(do())
         return results[0]
-
-    def bytes_of_first(self, content: bytes | None) -> bytes | None:
-        """The first process's `content`, in all."""
-        if self.size == 1:
-            return content
-        import torch
-        import torch.distributed as dist
-
-        length = self.decided(lambda: None if content is None else len(content))
-        if length is None:
-            return None
-        data = torch.empty(length, dtype=torch.uint8)
-        if self.first and content is not None:
-            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(data, src=0, group=self.patient)
-        return data.numpy().tobytes()
 
     def share(self, count: int, batch_size: int) -> slice | Tensor:
         """This process's part of `count` places that are batches of `batch_size`: of each batch as many."""
@@ -138,39 +109,30 @@ class Ranks:
         return torch.arange(count).view(-1, self.size, batch_size // self.size)[:, self.rank].flatten()
 
     def sums(self, *values: Tensor) -> list[float]:
-        """0-dimensional tensors summed over the processes, in float64 (on mps, float32)."""
+        """0-dimensional tensors summed over the processes, in float64."""
         if self.size == 1:
             return [value.item() for value in values]
         import torch
         import torch.distributed as dist
 
-        dtype = torch.float32 if values[0].device.type == "mps" else torch.float64
-        total = torch.stack([value.to(dtype) for value in values])
+        total = torch.stack([value.to(torch.float64) for value in values])
         dist.all_reduce(total)
         return total.tolist()
 
     def check_equal(self, model: nn.Module, *values: float) -> None:
-        """Check that the processes have the same weights, buffers and `values`, bit for bit.
-
-        Raises:
-            RuntimeError: they have not; going on would train several models.
-        """
+        """Raise a `RuntimeError` unless the processes have the same weights, buffers and `values`, bit for bit."""
         if self.size == 1:
             return
-        import torch.distributed as dist
-
-        mine = [*values, *(tensor.double().norm().item() for tensor in model.state_dict().values())]
-        all_: list[Any] = [None] * self.size
-        dist.all_gather_object(all_, mine, group=self.patient)
-        different = [rank for rank, theirs in enumerate(all_) if repr(theirs) != repr(all_[0])]
+        norms = [tensor.double().norm().item() for tensor in model.state_dict().values()]
+        all_ = self._of_all(repr([*values, *norms]))
+        different = [rank for rank, theirs in enumerate(all_) if theirs != all_[0]]
         if different:
             raise RuntimeError(f"the processes drifted apart: ranks {different} differ from rank 0")
 
     def seed(self, seed: int, epoch: int) -> None:
         """Seed torch's own generators, from which dropout draws, so that the processes draw other masks.
 
-        Anew at each epoch: an interrupted run then goes on alike, without a state for each process. One process
-        alone keeps its generator, which its checkpoint holds.
+        Anew at each epoch, as the checkpoint has no state for each process; one alone keeps its generator.
         """
         if self.size > 1:
             import torch
@@ -178,10 +140,7 @@ class Ranks:
             torch.manual_seed(random.Random(f"{seed} {epoch} {self.rank}").getrandbits(63))
 
     def distributed(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """`model` as DistributedDataParallel: its gradients are the means over the processes.
-
-        The model's own normalisations have to be over all processes (`models.synchronised`).
-        """
+        """`model` (as `models.synchronised` makes it) with gradients that are the means over the processes."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -210,22 +169,14 @@ def is_first() -> bool:
 def check(config: RunConfig) -> None:
     """Raise `UsageError` at the first option that cannot work in several processes."""
     size = processes()
-    if size == 1:
-        return
-    if config.batch_size % size:
-        raise UsageError(
-            f"--batch-size {config.batch_size}: expected a multiple of the number of processes, {size}."
-        )
-    if config.optimizer != "acme":
-        raise UsageError(
-            f"--optimizer {config.optimizer} with {size} processes: expected one process, or --optimizer acme."
-        )
-    if config.compile:
-        raise UsageError(f"--compile with {size} processes: expected one process, or no --compile.")
-    if ":" in config.device:
-        raise UsageError(
-            f"--device {config.device} with {size} processes: expected auto, cuda (a GPU each) or cpu."
-        )
+    for wrong, option, expected in (
+        (config.batch_size % size, f"batch-size {config.batch_size}", f"a multiple of {size}"),
+        (config.optimizer != "acme", f"optimizer {config.optimizer}", "one process, or --optimizer acme"),
+        (config.compile, "compile", "one process, or no --compile"),
+        (":" in config.device, f"device {config.device}", "auto, cuda (a GPU each) or cpu"),
+    ):
+        if wrong and size > 1:
+            raise UsageError(f"--{option} with {size} processes: expected {expected}.")
 
 
 @contextlib.contextmanager
@@ -274,14 +225,11 @@ def leave(code: int, message: str = "") -> NoReturn:
     In several processes the others wait to be ended with the first: whoever starts them (torchrun) ends all when one
     fails, and should not do so before the first has spoken.
     """
+    if message and is_first():
+        print(message, file=sys.stderr)
     if processes() == 1:
-        if message:
-            print(message, file=sys.stderr)
         sys.exit(code)
-    if is_first():
-        if message:
-            print(message, file=sys.stderr)
-    elif code:
+    if code and not is_first():
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(FIRST_SPEAKS_SECONDS)
     end(code)

@@ -1,19 +1,13 @@
 """The record of a run: one CSV row an epoch, and a JSON beside it that says what was run.
 
-This module alone knows the columns, for writing and for reading. Writing needs the standard library
-only; reading needs pandas as well; neither needs torch.
-
-    log = RunLog(path, config, {"versions": …, "commit": …, "device": …, "parameters": …})
-    log.append(Row(epoch=1, …))
-    log.finish()
-    run = read_run(path)
-
-Each file is written whole under a temporary name and renamed, so that a reader, or a killed run, never
-leaves or meets half of one. The JSON is the last thing to say "finished": where it does, the CSV is whole.
+This module alone knows the columns, for writing (with the standard library only) and for reading (with pandas).
+Each file is written whole under a temporary name and renamed, so that a reader, or a killed run, never leaves or
+meets half of one. The JSON is the last thing to say "finished": where it does, the CSV is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -37,8 +31,8 @@ MEASURES = ("seconds", "lr", "step_size", "train_loss", "train_error", "test_los
 SHARES = (*(f"share_{code}" for code in range(8)), "share_nonfinite")
 VALIDATION = ("validation_loss", "validation_error")
 
-GIVEN = ("versions", "commit", "device", "parameters")
-"""What the training loop has to say about itself in the JSON; the rest is known here."""
+GIVEN = {"versions": dict, "commit": (str, type(None)), "device": str, "parameters": int}
+"""What the training loop has to say about itself in the JSON, and the types; the rest is known here."""
 
 
 class UnusableRun(ValueError):
@@ -60,6 +54,11 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def checkpoint_path(path: Path) -> Path:
+    """What an interrupted run goes on from."""
+    return path.with_suffix(".checkpoint")
+
+
 @dataclass(frozen=True)
 class Row:
     """One epoch of a run.
@@ -67,8 +66,7 @@ class Row:
     `steps`, `evaluations` (gradient evaluations) and `seconds` (training, without testing) count from the
     start of the run; errors are fractions. `shares` are those of decision codes 0 to 7 and of non-finite
     look-ahead points among the epoch's steps, None with ACME off; the validation values are None unless
-    images are held out. A loss that is not finite says that the run diverged. A checkpoint holds rows as
-    `dataclasses.asdict(row)`; `Row(**entry)` gives them back.
+    images are held out. A loss that is not finite says that the run diverged.
     """
 
     epoch: int
@@ -92,50 +90,32 @@ class Row:
 
     def cells(self, config: RunConfig) -> list[str]:
         """The row as the CSV's text: floats so that reading gives the same bits, empty where None."""
-        shares = (None,) * len(SHARES) if self.shares is None else tuple(self.shares)
-        if len(shares) != len(SHARES):
-            raise ValueError(f"Invalid shares: {len(shares)} values, expected {len(SHARES)}")
-        values: list[float | None] = [
-            *(float(getattr(self, name)) for name in MEASURES),
-            *shares,
-            *(getattr(self, name) for name in VALIDATION if config.validation > 0),
-        ]
-        counts = [str(int(getattr(self, name))) for name in COUNTS]
-        return counts + ["" if value is None else repr(float(value)) for value in values]
+        shares = self.shares or (None,) * len(SHARES)
+        named = {**vars(self), **dict(zip(SHARES, shares, strict=True))}
+        cells = ((int if name in COUNTS else float, named[name]) for name in columns(config))
+        return ["" if value is None else repr(kind(value)) for kind, value in cells]
 
 
 class RunLog:
-    """Writes a run's CSV and JSON.
+    """Writes a run's CSV, to `path`, and the JSON beside it; a `UsageError` where they cannot be written.
 
-    Args:
-        path: the CSV; the JSON stands beside it, with the suffix `.json`.
-        config: the run's configuration.
-        sidecar: what the training loop knows: `versions` (name → version), `commit` (or None), `device`
-            (its name, in words) and `parameters` (their number); further names are added as they are, except
-            those this class writes itself.
-        rows: the rows of the epochs already trained (those in the checkpoint), when resuming.
-
-    Raises:
-        UsageError: the files cannot be written.
-        ValueError: `sidecar` lacks an entry.
+    `sidecar` is what the training loop knows: `versions` (name → version), `commit` (or None), `device` (in
+    words), `parameters` (their number), and further names. `rows` are those of the epochs already trained, when
+    resuming.
     """
 
     def __init__(
         self, path: Path, config: RunConfig, sidecar: Mapping[str, Any], rows: Iterable[Row] = ()
     ) -> None:
-        missing = [name for name in GIVEN if name not in sidecar]
-        if missing:
-            raise ValueError(f"Invalid sidecar: {', '.join(missing)} missing")
-        self.path = Path(path)
-        self.config = config
-        self.rows = list(rows)
-        self.status = "running"
-        self._sidecar = dict(sidecar)
+        self.path, self.config, self.rows = Path(path), config, list(rows)
+        self.status, self._sidecar = "running", dict(sidecar)
         self._start = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._earlier = 0.0
         self._clock = time.monotonic()
         if self.rows:
-            self._continue_from(sidecar_path(self.path))
+            # An interrupted run keeps its start, and its duration counts on.
+            with contextlib.suppress(UnusableRun, KeyError, TypeError, ValueError):
+                earlier = _read_json(sidecar_path(self.path))
+                self._start, self._clock = str(earlier["start"]), self._clock - float(earlier["duration"])
         check_writable(self.path)
         # The JSON first: from here on nobody takes what an older run left in the CSV for finished.
         self._write_json()
@@ -143,9 +123,6 @@ class RunLog:
 
     def append(self, row: Row) -> None:
         """Add an epoch's row; both files are up to date on return."""
-        if row.epoch != len(self.rows) + 1:
-            raise ValueError(f"Invalid epoch: {row.epoch}, expected {len(self.rows) + 1}")
-        row.cells(self.config)  # refuses a row that cannot be written before it is kept
         self.rows.append(row)
         self._write_csv()
         self._write_json()
@@ -153,19 +130,8 @@ class RunLog:
     def finish(self) -> None:
         """Say in the JSON that the run is over: diverged if some row's loss is not finite, else finished."""
         diverged = any(row.diverged for row in self.rows)
-        if not diverged and len(self.rows) != self.config.epochs:
-            raise ValueError(f"Invalid end of a run: {len(self.rows)} of {self.config.epochs} epochs logged")
         self.status = "diverged" if diverged else "finished"
         self._write_json()
-
-    def _continue_from(self, path: Path) -> None:
-        """Keep the start and add to the duration that an interrupted run's JSON tells, if it can be read."""
-        try:
-            earlier = _read_json(path)
-            start, duration = str(earlier["start"]), float(earlier["duration"])
-        except (UnusableRun, KeyError, TypeError, ValueError):
-            return
-        self._start, self._earlier = start, duration
 
     def _write_csv(self) -> None:
         text = io.StringIO()
@@ -184,20 +150,14 @@ class RunLog:
             "steps_per_epoch": self.config.steps_per_epoch,
             "host_cores": os.cpu_count(),
             "start": self._start,
-            "duration": round(self._earlier + time.monotonic() - self._clock, 3),
+            "duration": round(time.monotonic() - self._clock, 3),
         }
-        given = {name: value for name, value in self._sidecar.items() if name not in known}
-        content = json.dumps({**known, **given}, indent=2, allow_nan=False)
+        content = json.dumps({**known, **self._sidecar, **known}, indent=2, allow_nan=False)
         write_whole(sidecar_path(self.path), content + "\n")
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a run's CSV and try to write there; touches no existing file.
-
-    Raises:
-        UsageError: the folder cannot be made or written, or `path` is a folder or not named `*.csv`.
-    """
-    path = Path(path)
+    """Make the folder of a run's CSV and try to write there; a `UsageError` if that fails."""
     if path.suffix != ".csv":
         raise UsageError(f"--output {path}: expected a name that ends in .csv.")
     if path.is_dir():
@@ -228,26 +188,34 @@ def settled(path: Path, config: RunConfig) -> bool:
     """Whether nothing is left to do for `config`, a `--resume` of a run that `path` already holds finished.
 
     Raises:
-        UsageError: going on would overwrite a finished run, or mix two runs.
+        UsageError: going on would overwrite a run, finished or not, or mix two.
     """
-    try:
+    finished, differences = False, []
+    with contextlib.suppress(UnusableRun):
         sidecar = _read_json(sidecar_path(path))
         differences = config.same_run(_read_config(sidecar))
-    except UnusableRun:
+        finished = sidecar.get("finished") is True and path.exists()
+    if not finished and not checkpoint_path(path).exists() and _rows(path) == 0:
         return False
-    if sidecar.get("finished") is not True or not path.exists():
-        return False
+    state, to = ("finished", "keep it") if finished else ("interrupted", "go on")
     if differences:
         raise UsageError(
-            f"--output {path}: holds a finished run that differs in {', '.join(differences)}; "
+            f"--output {path}: holds a run, {state}, that differs in {', '.join(differences)}; "
             "choose another name or delete it."
         )
     if not config.resume:
         raise UsageError(
-            f"--output {path}: holds this run, finished; choose another name, delete it, or pass --resume "
-            "to keep it."
+            f"--output {path}: holds this run, {state}; "
+            f"choose another name, delete it, or pass --resume to {to}."
         )
-    return True
+    return finished
+
+
+def _rows(path: Path) -> int:
+    """The lines of a CSV behind its header."""
+    with contextlib.suppress(OSError):  # `check_writable` says what is wrong
+        return max(0, len(path.read_bytes().splitlines()) - 1)
+    return 0
 
 
 def read_run(path: Path) -> Run:
@@ -260,41 +228,28 @@ def read_run(path: Path) -> Run:
     """
     import pandas as pd
 
-    path = Path(path)
     sidecar = _read_json(sidecar_path(path))
     config = _read_config(sidecar)
     status, rows = sidecar.get("status"), sidecar.get("rows")
     if status not in ("finished", "diverged") or sidecar.get("finished") is not True:
         raise UnusableRun(f"the run is not finished ({rows} of {config.epochs} epochs)")
-    lacking = [name for name in GIVEN if name not in sidecar]
-    if lacking:
-        raise UnusableRun(f"its JSON lacks {', '.join(lacking)}")
-    for name, kinds in (
-        ("versions", dict),
-        ("commit", (str, type(None))),
-        ("device", str),
-        ("parameters", int),
-    ):
-        if not isinstance(sidecar[name], kinds):
-            raise UnusableRun(f"its JSON's {name} is not what a run writes")
+    for name, kind in GIVEN.items():
+        if name not in sidecar or not isinstance(sidecar[name], kind):
+            raise UnusableRun(f"its JSON lacks {name}, or it is not what a run writes")
     table = _read_cells(path, columns(config))
     diverged = status == "diverged"
     if len(table) != rows or not (diverged or rows == config.epochs):
         raise UnusableRun(f"{len(table)} rows where its JSON says {rows}, of {config.epochs} epochs")
 
     def number(text: str, line: int, name: str) -> float:
-        empty = name in SHARES and not config.acme
-        try:
-            value = math.nan if not text else int(text) if name in COUNTS else float(text)
-        except ValueError:
-            usable = False
-        else:
-            usable = not text if empty else math.isfinite(value) or (diverged and name not in COUNTS)
-            usable = usable and (name not in COUNTS or 0 <= value < 2**63)
-        if not usable:
-            expected = "nothing, as ACME is off" if empty else "a finite number"
-            raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
-        return value
+        count, empty = name in COUNTS, name in SHARES and not config.acme
+        with contextlib.suppress(ValueError):
+            value = int(text) if count else float(text) if text else math.nan
+            usable = 0 <= value < 2**63 if count else diverged or math.isfinite(value)
+            if (not text) if empty else usable:
+                return value
+        expected = "nothing, as ACME is off" if empty else "a finite number"
+        raise UnusableRun(f'{name} is "{text}" in line {line}, expected {expected}')
 
     cells = {
         name: [number(row[index], line, name) for line, row in enumerate(table, start=2)]
@@ -308,7 +263,6 @@ def read_run(path: Path) -> Run:
 
 def read_study(folder: Path) -> tuple[list[Run], list[str]]:
     """A folder's finished runs, by name, and for every other file a sentence: why it is left out."""
-    folder = Path(folder)
     runs, left_out = [], []
     names = {path.with_suffix(".csv") for suffix in ("csv", "json") for path in folder.glob(f"*.{suffix}")}
     for path in sorted(names):
@@ -343,18 +297,17 @@ def _read_config(sidecar: dict[str, Any]) -> RunConfig:
 def _read_cells(path: Path, expected: tuple[str, ...]) -> list[list[str]]:
     """The CSV's rows as text, all of the expected length."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # with a byte-order mark or without
+        header, *table = list(csv.reader(io.StringIO(text))) or [[]]
     except FileNotFoundError:
         raise UnusableRun("the CSV of this JSON is missing") from None
-    except (OSError, ValueError) as error:
-        raise UnusableRun(f"the CSV cannot be read ({error})") from None
-    try:
-        header, *table = list(csv.reader(io.StringIO(text))) or [[]]
-    except csv.Error as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UnusableRun(f"the CSV cannot be read ({error})") from None
     if tuple(header) != expected:
-        unknown = sorted(set(header).symmetric_difference(expected))
-        raise UnusableRun(f"its columns are not those of a run ({', '.join(unknown) or 'other order'})")
+        unknown = [f'"{name}" is not one' for name in header if name not in expected]
+        missing = [f'"{name}" is missing' for name in expected if name not in header]
+        differences = ", ".join(unknown + missing) or "in another order, or twice"
+        raise UnusableRun(f"its columns are not those of a run ({differences})")
     for line, row in enumerate(table, start=2):
         if len(row) != len(expected):
             raise UnusableRun(f"line {line} has {len(row)} cells, expected {len(expected)}")

@@ -14,24 +14,9 @@ def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     k·c … (k+1)·c − 1 hold every class exactly once, so a batch of m·c consecutive positions holds every
     class m times.
 
-    Args:
-        labels: int64 [n], the class of every image; any integers, class sizes may differ.
-        generator: source of the randomness, on the device of `labels`.
-
-    Returns:
-        int64 [n], a permutation of 0 … n − 1, on the device of `labels`.
-
-    Raises:
-        ValueError: `labels` is not an int64 vector, or the generator is on another device.
+    `labels` is int64 [n], the class of every image: any integers, and class sizes may differ. The order is a
+    permutation of 0 … n − 1, on the device of labels and generator.
     """
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(
-            f"Invalid labels: {labels.dtype} {list(labels.shape)}, expected an int64 tensor of one dimension."
-        )
-    if generator.device.type != labels.device.type:
-        raise ValueError(
-            f"Invalid generator: on {generator.device}, expected the labels' device {labels.device}."
-        )
     count, device = len(labels), labels.device
 
     # A stable sort of a random permutation leaves equal keys in random order, without ties to break.

@@ -33,12 +33,11 @@ NEWLINE, UNKNOWN = 95, 96
 
 @dataclass(frozen=True)
 class Text:
-    """The characters' codes, int64 in 0 … 96, on one device.
+    """The characters' codes, int64 in 0 … 96, on one device; no two of the three parts share a character.
 
     `train` [64 · (windows + 1)] is one piece, for windows to begin anywhere in its first 64 characters; `validation`
-    and `test` [windows, 65] are windows, the first character of each being the last of the one before. No two of the
-    three share a character. `chance` is the error on `test` of always predicting the character most frequent in the
-    training part.
+    and `test` [windows, 65] are windows, the first character of each being the last of the one before. `chance` is the
+    error on `test` of always predicting the character most frequent in the training part.
     """
 
     train: Tensor

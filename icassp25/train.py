@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import math
-import os
-import pickle
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,16 +22,15 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from acme import get_polynomial_multi_avg_fn
-from icassp25 import peers, runlog, tasks
+from icassp25 import optimizers, runlog, tasks
 from icassp25.capture import CapturedEvaluation, CapturedStep, Evaluation
 from icassp25.config import RunConfig, UsageError
-from icassp25.files import temporary
+from icassp25.files import write_whole
 from icassp25.models import build_model, has_batch_norm, synchronised
 from icassp25.parts import Parts
+from icassp25.peers import ACME, STATISTICS_BATCHES
 from icassp25.ranks import ALONE, Ranks
 
-BETA2 = 0.999
-EPSILON = 1e-8
 FINAL_LR_FRACTION = 0.01  # the cosine without ACME ends at lr/100
 
 # Examples made ready at once: enough that the operations' start does not count, and a bounded amount of memory.
@@ -46,60 +43,51 @@ def run(config: RunConfig, path: Path, ranks: Ranks = ALONE) -> None:
 
     With `config.resume`, go on from the checkpoint beside `path` if there is one; on the CPU, with the same
     number of threads, the run is then bit for bit the one that was not interrupted. A run that diverges (a loss
-    that is not finite) ends early, logged as diverged, without an error.
-
-    In several processes (`ranks`) each calls this; all train one model, and the first writes and prints.
+    that is not finite) ends early, logged as diverged, without an error. In several processes (`ranks`) each calls
+    this; all train one model, and the first writes and prints.
 
     Raises:
-        UsageError: something the configuration asks for is not there (device, data, optimizer, folder); in all
-            processes, if in one.
+        UsageError: something the configuration asks for is not there, or refused; in all processes, if in one.
     """
     with ranks.agreeing():
         device = resolve_device(config, ranks)
         if ranks.first:
             runlog.check_writable(path)
-        optimizer_class = _optimizer_class(config.acme_script)
-        if config.optimizer != peers.ACME:
-            peers.load(config.optimizer)  # a missing package is said before the data is loaded
+        acme_class = optimizers.acme_class(config.acme_script)
+        # What it refuses is said before the data is loaded.
+        optimizers.make(config, nn.Linear(1, 1), acme_class)
         wandb = _start_wandb(config) if ranks.first else None
     torch.set_num_threads(config.threads)
     _set_precision(config, device)
     task = ranks.one_per_machine_first(lambda: tasks.load(config, device))
-    experiment = Experiment(config, task, device, optimizer_class, ranks)
-    checkpoint = path.with_suffix(".checkpoint")
+    experiment = Experiment(config, task, device, acme_class, ranks)
+    checkpoint = runlog.checkpoint_path(path)
     rows = experiment.load(checkpoint) if config.resume else []
-    if not ranks.first:
-        _follow(experiment, rows)
-        return
-    if not rows:
-        checkpoint.unlink(missing_ok=True)
-    log = runlog.RunLog(path, config, _describe(experiment), rows)
-    _print_start(experiment, path, resumed=len(rows))
-    while _unfinished(log.rows, config):
-        row = experiment.epoch(len(log.rows) + 1)
+    log = None
+    if ranks.first:
+        about = _describe(experiment)
+        log = runlog.RunLog(path, config, about, rows)
+        _print_start(config, about, device, resumed=len(rows))
+    while len(rows) < config.epochs and not any(row.diverged for row in rows):
+        row = experiment.epoch(len(rows) + 1)
+        rows = [*rows, row]
+        if log is None:
+            continue
         # The checkpoint first: if the process ends between the two, the CSV is rewritten from its rows.
-        experiment.save(checkpoint, [*log.rows, row])
+        experiment.save(checkpoint, rows)
         log.append(row)
-        _print_row(row, config)
+        _print_row(row)
         if wandb is not None:
             cells = zip(runlog.columns(config), row.cells(config), strict=True)
             wandb.log({name: float(text) for name, text in cells if text})
+    if log is None:
+        return
     log.finish()
     checkpoint.unlink(missing_ok=True)
     if wandb is not None:
         wandb.finish()
-    last = log.rows[-1]
+    last = rows[-1]
     print(f"{log.status}: test error {last.test_error:.2%} after epoch {last.epoch}, logged in {path}")
-
-
-def _unfinished(rows: list[runlog.Row], config: RunConfig) -> bool:
-    return len(rows) < config.epochs and not any(row.diverged for row in rows)
-
-
-def _follow(experiment: Experiment, rows: list[runlog.Row]) -> None:
-    """What a process does that is not the first: the same epochs, without a word."""
-    while _unfinished(rows, experiment.config):
-        rows = [*rows, experiment.epoch(len(rows) + 1)]
 
 
 @dataclass
@@ -135,13 +123,10 @@ class Experiment:
         config: RunConfig,
         task: tasks.Task,
         device: torch.device,
-        optimizer_class: Callable[..., torch.optim.Optimizer],
+        acme_class: optimizers.AcmeClass,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
-        self.task = task
-        self.device = device
-        self.ranks = ranks
+        self.config, self.task, self.device, self.ranks = config, task, device, ranks
         torch.manual_seed(config.seed)
         # The same in all processes: each draws for the whole batch and takes its share.
         self.generator = torch.Generator(device).manual_seed(config.seed)
@@ -153,12 +138,10 @@ class Experiment:
             # For training only: the test's batches would each cost another compilation.
             self.train_model = torch.compile(self.model, dynamic=False)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.peer = self.scheduler = None
         self.captures = config.compile and device.type == "cuda"
-        if config.optimizer == peers.ACME:
-            self.optimizer = self._acme(optimizer_class)
-        else:
-            self.optimizer = self.peer = peers.Adapter(config, self.model, BETA2, EPSILON)
+        self.optimizer = optimizers.make(config, self.model, acme_class, self.captures)
+        self.peer = self.optimizer if config.optimizer != ACME else None
+        self.scheduler = None
         cosine = self.peer.peer.cosine if self.peer else not config.acme
         if cosine and not config.no_annealing:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -170,52 +153,12 @@ class Experiment:
         self.average: AveragedModel | None = None
         if config.average_weights:
             # BatchNorm's statistics are averaged like the weights, as DoG's averager does.
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=get_polynomial_multi_avg_fn(), use_buffers=True
-            )
+            average = get_polynomial_multi_avg_fn()
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
             self.tested_model = self.average
         self.progress = Progress()
         self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
         self.captured_step: CapturedStep | None = None  # that, and an optimizer that is capturable
-
-    def _acme(self, optimizer_class: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer:
-        config = self.config
-        if config.adapt_every != 1:
-            raise UsageError(
-                f"adapt_every {config.adapt_every}: expected --adapt-steps, which is in its place."
-            )
-        # A variant may read what it decides on, and a search has to.
-        capturable = self.captures and config.acme_script == "acme" and not config.search_steps
-        return optimizer_class(
-            self.model,
-            # Where graphs find what a schedule makes of it.
-            torch.tensor(config.lr, dtype=torch.float64, device=self.device) if capturable else config.lr,
-            betas=(config.momentum, BETA2),
-            epsilon=EPSILON,
-            weight_decay=config.weight_decay,
-            acme=config.acme,
-            adam=config.adam,
-            asam=config.asam,
-            rho=config.rho,
-            eta=config.eta,
-            nesterov=config.nesterov,
-            bias_correction=config.adam,
-            total_steps=None
-            if config.no_annealing
-            else round(config.anneal_over * config.epochs * config.steps_per_epoch),
-            **({"compile": True} if config.compile else {}),
-            **({"capturable": True} if capturable else {}),
-            # Only where they are asked for: another --acme-script need not know them.
-            **({"gain": config.gain} if config.gain != 1 else {}),
-            **({"adapt_steps": config.adapt_steps} if config.adapt_steps is not None else {}),
-            **({"search_steps": config.search_steps} if config.search_steps else {}),
-            **({"unbiased_squares": True} if config.unbiased_squares else {}),
-        )
-
-    @property
-    def parameters(self) -> int:
-        """The number of the model's parameters, all tensors together."""
-        return sum(p.numel() for p in self.model.parameters())
 
     def epoch(self, number: int) -> runlog.Row:
         """Train for one epoch, then test; the row says what came of it."""
@@ -237,19 +180,15 @@ class Experiment:
             if self.peer.peer.modes and has_batch_norm(self.model):
                 self._renew_statistics(number)
         self.progress.seconds += time.perf_counter() - start
-        step_size = (
-            self.peer.step_size(lr) if self.peer else float(self.optimizer.param_groups[0]["step_size"])
-        )
+        group = self.optimizer.param_groups[0]
+        step_size = self.peer.step_size(lr) if self.peer else float(group["step_size"])
         self.ranks.check_equal(self.model, step_size, *tally.decisions)
         test_loss, test_error = self.test(*self.task.test)
-        validation: tuple[float | None, float | None] = (None, None)
-        if self.task.validation is not None:
-            validation = self.test(*self.task.validation)
+        held_out = self.task.validation
+        validation = (None, None) if held_out is None else self.test(*held_out)
         return runlog.Row(
             epoch=number,
-            steps=self.progress.steps,
-            evaluations=self.progress.evaluations,
-            seconds=self.progress.seconds,
+            **asdict(self.progress),
             lr=lr,
             step_size=step_size,
             train_loss=train_loss,
@@ -268,88 +207,74 @@ class Experiment:
         chunk = config.batch_size * max(EXAMPLES_AT_ONCE // config.batch_size, 1)
         per_process = config.batch_size // self.ranks.size
         self.model.train()
-        with tqdm(
-            total=config.steps_per_epoch,
-            desc=f"epoch {number}/{config.epochs}",
-            unit="step",
-            leave=False,
-            disable=not (self.ranks.first and sys.stderr.isatty()),
-        ) as bar:
-            parts = Parts(order.split(chunk), self._training, self.device)
+
+        def ready(chosen: Tensor) -> tasks.Examples:
+            """This process's share of a part of the order."""
+            share = self.ranks.share(len(chosen), config.batch_size)
+            return self.task.training(chosen, self.generator, share)
+
+        parts = Parts(order.split(chunk), ready, self.device)
+        silent = not (self.ranks.first and sys.stderr.isatty())
+        what = f"epoch {number}/{config.epochs}"
+        with tqdm(total=config.steps_per_epoch, desc=what, unit="step", leave=False, disable=silent) as bar:
             for inputs, targets in parts:
                 batches = list(zip(inputs.split(per_process), targets.split(per_process), strict=True))
-                for place, (batch, targets) in enumerate(batches, 1):
-                    following = batches[place : place + 1]
+                for batch, following in zip(batches, [*batches[1:], None], strict=True):
                     try:
-                        self._step(batch, targets, tally, partial(self._prepare, parts, following))
+                        self._step(*batch, tally, partial(self._prepare, parts, following))
                     except FloatingPointError:
                         return False
                     bar.update()
-        return self._collect(tally)
-
-    def _collect(self, tally: Tally) -> bool:
-        """Add what captured steps have counted; whether all steps so far were finite, for which nobody has looked yet."""
         if self.captured_step is not None:
             loss, wrong, decisions = self.captured_step.counted()
             tally.loss, tally.wrong = tally.loss + loss, tally.wrong + wrong
             tally.decisions = list(map(sum, zip(tally.decisions, decisions, strict=True)))
+        # Whether captured steps were finite nobody has looked for yet.
         group = self.optimizer.param_groups[0]
         return not group.get("capturable") or int(group["annealing_step"]) == group["steps"]
 
-    def _training(self, chosen: Tensor) -> tasks.Examples:
-        """This process's share of a part of the task's order, ready to train on."""
-        share = self.ranks.share(len(chosen), self.config.batch_size)
-        return self.task.training(chosen, self.generator, share)
-
-    def _prepare(self, parts: Parts, following: list[tasks.Examples]) -> None:
+    def _prepare(self, parts: Parts, following: tasks.Examples | None) -> None:
         """Hand a CUDA device what the next steps take: the next part, and the next batch of this one."""
         parts.prepare()
-        if self.captured is not None:
-            for examples in following:
-                self.captured.load(*examples)
+        if self.captured is not None and following is not None:
+            self.captured.load(*following)
 
     def _step(
-        self, batch: Tensor, targets: Tensor, tally: Tally, meanwhile: Callable[[], None] | None = None
+        self, batch: Tensor, targets: Tensor, tally: Tally, meanwhile: Callable[[], None] = lambda: None
     ) -> None:
         """One step; `meanwhile` is called once the device has its last evaluation to work on."""
         evaluate = self.evaluation(batch, targets)
         if self.captured_step is not None and self.captured_step.due():
             self.progress.evaluations += self.captured_step(batch, targets)
-            if meanwhile is not None:
-                meanwhile()
-            self._stepped(tally)
-            return
-        evaluations = 0
-        total, wrong = tally.loss, tally.wrong
-
-        def closure() -> Tensor:
-            nonlocal evaluations, total, wrong
-            evaluations += 1
-            loss, logits = evaluate()
-            if evaluations == 1:
-                total = total + loss.detach()
-                wrong = wrong + (logits.detach().argmax(1) != targets).sum()
-            if meanwhile is not None and getattr(self.optimizer, "next_part", "leap") == "leap":
-                meanwhile()
-            return loss
-
-        try:
-            self.optimizer.step(closure)
-        finally:
-            self.progress.evaluations += evaluations
-        self._stepped(tally)
-        tally.loss, tally.wrong = total, wrong
-        if self.config.acme:
-            decision = self.optimizer.report.decision
-            if decision is not None:
-                tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
-
-    def _stepped(self, tally: Tally) -> None:
-        """What follows a step of any kind."""
+            meanwhile()
+        else:
+            self._ordinary_step(evaluate, targets, tally, meanwhile)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.progress.steps += 1
         tally.steps += 1
+
+    def _ordinary_step(
+        self, evaluate: Callable[[], Evaluation], targets: Tensor, tally: Tally, meanwhile: Callable[[], None]
+    ) -> None:
+        first: list[Tensor] = []
+
+        def closure() -> Tensor:
+            self.progress.evaluations += 1
+            loss, logits = evaluate()
+            if not first:
+                wrong = (logits.detach().argmax(1) != targets).sum()
+                first.extend((tally.loss + loss.detach(), tally.wrong + wrong))
+            if getattr(self.optimizer, "next_part", "leap") == "leap":
+                meanwhile()
+            return loss
+
+        self.optimizer.step(closure)
+        tally.loss, tally.wrong = first
+        if self.config.acme:
+            decision = self.optimizer.report.decision
+            if decision is not None:
+                tally.decisions[int(decision)] += 1  # code -1, non-finite, counts in the last place
 
     def evaluation(self, batch: Tensor, targets: Tensor) -> Callable[[], Evaluation]:
         """A function that evaluates loss and gradient of a batch, as often as it is called."""
@@ -378,7 +303,7 @@ class Experiment:
         """
         config = self.config
         generator = torch.Generator(self.device).manual_seed((config.seed + number) % 2**63)
-        batches = min(peers.STATISTICS_BATCHES, config.steps_per_epoch)
+        batches = min(STATISTICS_BATCHES, config.steps_per_epoch)
         order = self.task.order(generator)[: batches * config.batch_size]
         self.model.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -425,40 +350,52 @@ class Experiment:
             "cpu_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with temporary(path) as name:
-            torch.save(content, name)
-            os.replace(name, path)
+        torch.save(content, whole := io.BytesIO())
+        write_whole(path, whole.getvalue())
 
     def load(self, path: Path) -> list[runlog.Row]:
         """Continue from a checkpoint, where there is one; the rows logged so far.
 
         The first process reads it, for all: they need not be as many as those that wrote it.
+
+        Raises:
+            UsageError: it cannot be read, or is not one of this run.
         """
-        with self.ranks.agreeing():
+
+        def read() -> bytes | None:
             try:
-                whole = path.read_bytes() if self.ranks.first and path.exists() else None
+                return path.read_bytes() if path.exists() else None
             except OSError as error:
                 raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        whole = self.ranks.bytes_of_first(whole)
+
+        whole = self.ranks.decided(read)
         if whole is None:
             return []
         try:
-            content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what other programs write
+                content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+            self._refuse_another_run(path, content)
+            return self._continue_from(content)
+        except UsageError:
+            raise
+        except Exception as error:  # of any kind: the file may hold anything
+            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(".: ")
             raise UsageError(
-                f"{path}: not a readable checkpoint ({error}); delete it to start over."
-            ) from None
+                f"{path}: not a checkpoint of this program ({reason}); delete it to start over."
+            ) from error
+
+    def _refuse_another_run(self, path: Path, content: dict[str, Any]) -> None:
         differences = self.config.same_run(RunConfig.from_dict(content["options"]))
+        if content.get("data", self.task.checksum) != self.task.checksum:
+            differences += [f"the version of --dataset {self.config.dataset} that was installed"]
         if differences:
             raise UsageError(
                 f"{path}: the interrupted run differs in {', '.join(differences)}; "
-                "use its options, another --output, or delete it to start over."
+                "use what it began with, another --output, or delete it to start over."
             )
-        if content.get("data", self.task.checksum) != self.task.checksum:
-            raise UsageError(
-                f"{path}: the interrupted run's {self.config.dataset} is another than the one installed now; "
-                "install the version that it began with, or delete it to start over."
-            )
+
+    def _continue_from(self, content: dict[str, Any]) -> list[runlog.Row]:
         self.model.load_state_dict(content["model"])
         if self.average is not None:
             self.average.load_state_dict(content["average"])
@@ -514,24 +451,13 @@ def _set_precision(config: RunConfig, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda"
 
 
-def _optimizer_class(package: str) -> Callable[..., torch.optim.Optimizer]:
-    try:
-        return importlib.import_module(package).Acme
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--acme-script {package}: expected a package with a class Acme ({error})."
-        ) from None
-
-
 def _start_wandb(config: RunConfig) -> Any:
     if config.wandb is None:
         return None
     try:
         import wandb
     except ImportError:
-        raise UsageError(
-            f"--wandb {config.wandb}: needs the package wandb, which is not installed (pip install wandb)."
-        ) from None
+        raise UsageError(f"--wandb {config.wandb}: needs the package wandb (pip install wandb).") from None
     return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
 
 
@@ -539,27 +465,22 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
     """What the run's JSON says beside its options."""
     from icassp25.vision import torchvision
 
+    processes = experiment.ranks.size
     return {
-        "parameters": experiment.parameters,
-        "device": _devices(experiment),
-        "processes": experiment.ranks.size,
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "device": f"{processes} × " * (processes > 1) + device_name(experiment.device),
+        "processes": processes,
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "cuda": torch.version.cuda if experiment.device.type == "cuda" else None,
-            **(peers.version(experiment.config.optimizer) if experiment.peer else {}),
+            **optimizers.versions(experiment.config),
             **experiment.task.versions,
         },
         **experiment.task.about,
     }
-
-
-def _devices(experiment: Experiment) -> str:
-    """The device in words, and how many processes have one like it."""
-    times = f"{experiment.ranks.size} × " if experiment.ranks.size > 1 else ""
-    return times + device_name(experiment.device)
 
 
 def device_name(device: torch.device) -> str:
@@ -598,34 +519,25 @@ def _commit() -> str | None:
         return None
 
 
-_SHARE_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "nf")
-
-
-def _print_start(experiment: Experiment, path: Path, resumed: int) -> None:
-    config = experiment.config
+def _print_start(config: RunConfig, about: dict[str, Any], device: torch.device, resumed: int) -> None:
     print(
-        f"{config.model} {config.depth}-{config.width_alpha}, {experiment.parameters:,} parameters, "
+        f"{config.model} {config.depth}-{config.width_alpha}, {about['parameters']:,} parameters, "
         f"{config.dataset}, {config.available_images:,} {config.about.unit}, {config.epochs} epochs of "
-        f"{config.steps_per_epoch} steps, {_devices(experiment)}, {config.precision}"
+        f"{config.steps_per_epoch} steps, {about['device']}, {config.precision}"
     )
-    if config.precision == "bfloat16" and emulates_bfloat16(experiment.device):
+    if config.precision == "bfloat16" and emulates_bfloat16(device):
         print("bfloat16 is emulated on this device: --precision float32 is several times as fast")
     if resumed:
         print(f"resumed after epoch {resumed}")
-    header = (
-        f"{'epoch':>5} {'evals':>8} {'seconds':>8} {'step size':>9} "
-        f"{'train loss':>10} {'error':>7} {'test loss':>10} {'error':>7}"
-    )
-    if config.acme:
-        header += "  % of decisions: " + " ".join(f"{name:>3}" for name in _SHARE_NAMES)
-    print(header, flush=True)
+    shares = "  % of decisions:   0   1   2   3   4   5   6   7  nf" if config.acme else ""
+    print("epoch    evals  seconds step size train loss   error  test loss   error" + shares, flush=True)
 
 
-def _print_row(row: runlog.Row, config: RunConfig) -> None:
+def _print_row(row: runlog.Row) -> None:
     line = (
         f"{row.epoch:>5} {row.evaluations:>8} {row.seconds:>8.1f} {row.step_size:>9.3g} "
         f"{row.train_loss:>10.4f} {row.train_error:>7.2%} {row.test_loss:>10.4f} {row.test_error:>7.2%}"
     )
-    if config.acme and row.shares is not None:
+    if row.shares is not None:
         line += " " * 18 + " ".join(f"{100 * share:>3.0f}" for share in row.shares)
     print(line, flush=True)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from acme import Acme
-from icassp25 import capture, data, tasks, train
+from icassp25 import capture, data, optimizers, tasks, train
 from icassp25.config import RunConfig
 
 CPU = torch.device("cpu")
@@ -194,9 +194,7 @@ def test_peers_have_captured_evaluations() -> None:
         ({"acme_script": "x"}, False),
     ],
 )
-def test_where_the_optimizer_is_made_capturable(
-    options: dict, capturable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_optimizer_is_made_capturable(options: dict, capturable: bool) -> None:
     made: dict[str, Any] = {}
 
     class Recorded(Acme):
@@ -204,9 +202,9 @@ def test_where_the_optimizer_is_made_capturable(
             made.update(options, lr=lr)
             super().__init__(model, lr, **options)
 
-    plain = train.Experiment(TINY, tasks.load(TINY, CPU), CPU, Recorded)
-    assert "capturable" not in made and isinstance(made["lr"], float)
-    plain.captures, plain.config = True, replace(TINY, **options)
-    made.clear()
-    plain._acme(Recorded)
-    assert made.get("capturable", False) == capturable == isinstance(made["lr"], torch.Tensor)
+    for captured in (False, True):
+        made.clear()
+        optimizers.make(replace(TINY, **options), torch.nn.Linear(1, 1), Recorded, captured)
+        assert (
+            made.get("capturable", False) == (captured and capturable) == isinstance(made["lr"], torch.Tensor)
+        )

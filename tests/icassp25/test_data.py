@@ -437,31 +437,31 @@ def numbers_of(images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("validation", "train"), [(0, None), (5_000, None), (5_000, 3_000), (49_000, 1_000)])
 def test_training_and_validation_images_are_stratified_and_apart(numbered, validation, train):
     chosen = data.load(RunConfig(validation=validation, train_images=train), CPU)
-    numbers = numbers_of(chosen.train_images)
+    numbers = numbers_of(chosen.train[0])
     assert len(numbers) == (train or 50_000 - validation)
-    assert torch.equal(chosen.train_labels, numbered[numbers])
-    assert (chosen.train_labels.bincount(minlength=100) == len(numbers) // 100).all()
-    assert len(chosen.test_images) == 9
+    assert torch.equal(chosen.train[1], numbered[numbers])
+    assert (chosen.train[1].bincount(minlength=100) == len(numbers) // 100).all()
+    assert len(chosen.test[0]) == 9
     if not validation:
-        assert chosen.validation_images is None and chosen.validation_labels is None
+        assert chosen.validation is None
         assert torch.equal(numbers, torch.arange(50_000))
         return
-    held_out = numbers_of(chosen.validation_images)
-    assert torch.equal(chosen.validation_labels, numbered[held_out])
-    assert (chosen.validation_labels.bincount(minlength=100) == validation // 100).all()
+    held_out = numbers_of(chosen.validation[0])
+    assert torch.equal(chosen.validation[1], numbered[held_out])
+    assert (chosen.validation[1].bincount(minlength=100) == validation // 100).all()
     assert torch.cat([numbers, held_out]).unique().numel() == len(numbers) + validation
 
 
 def test_the_choice_depends_on_no_other_option(numbered):
     base = data.load(RunConfig(validation=5_000, train_images=1_000), CPU)
     other_seed = data.load(RunConfig(validation=5_000, train_images=1_000, seed=7), CPU)
-    assert torch.equal(base.train_images, other_seed.train_images)
-    assert torch.equal(base.validation_images, other_seed.validation_images)
+    assert torch.equal(base.train[0], other_seed.train[0])
+    assert torch.equal(base.validation[0], other_seed.validation[0])
     # The held-out images are the same however many are trained on, and the other way round.
-    assert torch.equal(base.validation_images, data.load(RunConfig(validation=5_000), CPU).validation_images)
-    assert torch.equal(base.train_images, data.load(RunConfig(train_images=1_000), CPU).train_images)
+    assert torch.equal(base.validation[0], data.load(RunConfig(validation=5_000), CPU).validation[0])
+    assert torch.equal(base.train[0], data.load(RunConfig(train_images=1_000), CPU).train[0])
     # They are not simply the first or the last of the file.
-    assert 20_000 < numbers_of(base.validation_images).float().mean() < 30_000
+    assert 20_000 < numbers_of(base.validation[0]).float().mean() < 30_000
 
 
 def test_channel_statistics_are_those_of_the_images():
@@ -483,26 +483,26 @@ def synthetic() -> data.CifarData:
 
 
 def test_the_synthetic_set_has_the_form_of_cifar(synthetic):
-    assert synthetic.train_images.shape == (5_000, 3, 32, 32) and synthetic.train_images.dtype == torch.uint8
-    assert synthetic.test_images.shape == (500, 3, 32, 32)
-    assert synthetic.validation_images.shape == (1_000, 3, 32, 32)
-    for labels in (synthetic.train_labels, synthetic.validation_labels, synthetic.test_labels):
+    assert synthetic.train[0].shape == (5_000, 3, 32, 32) and synthetic.train[0].dtype == torch.uint8
+    assert synthetic.test[0].shape == (500, 3, 32, 32)
+    assert synthetic.validation[0].shape == (1_000, 3, 32, 32)
+    for labels in (synthetic.train[1], synthetic.validation[1], synthetic.test[1]):
         assert labels.dtype == torch.int64
         assert (labels.bincount(minlength=100) == len(labels) // 100).all()
-    mean, std = data.channel_statistics(synthetic.train_images)
+    mean, std = data.channel_statistics(synthetic.train[0])
     assert torch.equal(synthetic.mean, mean) and torch.equal(synthetic.std, std)
     # No image is in two of the sets, nor twice in one.
-    sets = (synthetic.train_images, synthetic.validation_images, synthetic.test_images)
+    sets = (synthetic.train[0], synthetic.validation[0], synthetic.test[0])
     assert len({image.tobytes() for images in sets for image in images.numpy()}) == 6_500
 
 
 def test_a_synthetic_image_does_not_depend_on_how_many_are_made(synthetic):
     fewer = data.load(RunConfig(dataset="synthetic", train_images=1_500, validation=300, seed=7), CPU)
-    assert torch.equal(fewer.train_images, synthetic.train_images[:1_500])
-    assert torch.equal(fewer.validation_images, synthetic.validation_images[-300:])
-    assert torch.equal(fewer.test_images, synthetic.test_images)
+    assert torch.equal(fewer.train[0], synthetic.train[0][:1_500])
+    assert torch.equal(fewer.validation[0], synthetic.validation[0][-300:])
+    assert torch.equal(fewer.test[0], synthetic.test[0])
     alone, label = data.synthetic_images(torch.tensor([3_141]))
-    assert label.item() == 41 and torch.equal(alone[0], synthetic.train_images[3_141])
+    assert label.item() == 41 and torch.equal(alone[0], synthetic.train[0][3_141])
 
 
 def test_the_synthetic_set_can_be_learned_and_is_not_trivial(synthetic):
@@ -512,11 +512,11 @@ def test_the_synthetic_set_can_be_learned_and_is_not_trivial(synthetic):
         scaled = (images.float() / 255 - synthetic.mean.view(3, 1, 1)) / synthetic.std.view(3, 1, 1)
         return torch.nn.functional.avg_pool2d(scaled, 4).flatten(1)
 
-    inputs = features(synthetic.train_images)
-    targets = torch.nn.functional.one_hot(synthetic.train_labels, 100).float()
+    inputs = features(synthetic.train[0])
+    targets = torch.nn.functional.one_hot(synthetic.train[1], 100).float()
     weights = torch.linalg.solve(inputs.T @ inputs + 10 * torch.eye(192), inputs.T @ targets)
-    predicted = (features(synthetic.test_images) @ weights).argmax(1)
-    error = (predicted != synthetic.test_labels).float().mean()
+    predicted = (features(synthetic.test[0]) @ weights).argmax(1)
+    error = (predicted != synthetic.test[1]).float().mean()
     assert 0.02 < error < 0.5
 
 
@@ -570,8 +570,8 @@ def real_root() -> str:
 
 def test_the_real_set(real_root):
     real = data.load(RunConfig(data_dir=real_root), CPU)
-    assert real.train_images.shape == (50_000, 3, 32, 32) and real.test_images.shape == (10_000, 3, 32, 32)
-    assert (real.train_labels.bincount() == 500).all() and (real.test_labels.bincount() == 100).all()
+    assert real.train[0].shape == (50_000, 3, 32, 32) and real.test[0].shape == (10_000, 3, 32, 32)
+    assert (real.train[1].bincount() == 500).all() and (real.test[1].bincount() == 100).all()
     # As published all over for CIFAR-100.
     assert [round(value, 4) for value in real.mean.tolist()] == [0.5071, 0.4865, 0.4409]
     assert [round(value, 4) for value in real.std.tolist()] == [0.2673, 0.2564, 0.2762]
@@ -581,8 +581,8 @@ def test_the_real_set(real_root):
     reference = torchvision.datasets.CIFAR100(data.locate(RunConfig(data_dir=real_root)).parent, train=False)
     for place in range(0, 10_000, 501):
         image, label = reference[place]
-        assert torch.equal(real.test_images[place], functional.pil_to_tensor(image))
-        assert real.test_labels[place] == label
+        assert torch.equal(real.test[0][place], functional.pil_to_tensor(image))
+        assert real.test[1][place] == label
 
 
 def test_the_command_on_the_real_files(real_root, capsys):

@@ -180,7 +180,7 @@ def test_what_is_finished_and_what_is_refused(two: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (TINY, "--batch-size 10: expected a multiple of the number of processes, 3."),
+        (TINY, "--batch-size 10 with 3 processes: expected a multiple of 3."),
         (replace(TINY, batch_size=30, compile=True), "--compile with 3 processes"),
         (replace(TINY, batch_size=30, device="cuda:0"), "--device cuda:0 with 3 processes"),
     ],

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def images() -> data.CifarData:
     """The synthetic set with few images to test on."""
     whole = data.load(TINY, CPU)
-    return replace(whole, test_images=whole.test_images[:100], test_labels=whole.test_labels[:100])
+    return whole._replace(test=(whole.test[0][:100], whole.test[1][:100]))
 
 
 def experiment(config: RunConfig, images: data.CifarData) -> train.Experiment:
@@ -153,11 +153,14 @@ def test_the_version_of_the_package_is_logged(images: data.CifarData) -> None:
         ({"acme_script": "mine"}, "--acme-script mine with"),
         ({"lr": 0.0}, "--lr 0.0 with"),
         ({"optimizer": "dog", "no_annealing": True}, "--no-annealing with --optimizer dog: expected nothing"),
-        ({"optimizer": "dog", "anneal_over": 2.0}, "--anneal-over with --optimizer dog: expected nothing"),
+        (
+            {"optimizer": "dog", "anneal_over": 2.0},
+            "--anneal-over 2.0 with --optimizer dog: expected nothing",
+        ),
         ({"anneal_over": 0.5}, "--anneal-over 0.5: expected a finite number of at least 1"),
         (
             {"anneal_over": 2.0, "no_annealing": True},
-            "--anneal-over 2 with --no-annealing: expected one of the two",
+            "--anneal-over 2.0 with --no-annealing: expected one of the two",
         ),
         ({"optimizer": "dog", "average_weights": True}, "--average-weights with --optimizer dog: expected"),
         ({"optimizer": "schedulefree-sgd", "average_weights": True}, "--average-weights with"),

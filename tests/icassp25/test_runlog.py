@@ -172,22 +172,9 @@ def test_a_failing_rename_leaves_the_old_file_and_no_other(
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UsageError, match=r"run.csv: cannot be written \(disk full\)"):
         log.append(row(2))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_wrong_use_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="device, parameters missing"):
-        RunLog(tmp_path / "run.csv", CONFIG, {"versions": {}, "commit": None})
-    log = RunLog(tmp_path / "run.csv", CONFIG, SIDECAR)
-    with pytest.raises(ValueError, match="Invalid epoch: 2, expected 1"):
-        log.append(row(2))
-    with pytest.raises(ValueError, match="Invalid shares: 2 values, expected 9"):
-        log.append(row(1, shares=(0.5, 0.5)))
-    assert log.rows == []
-    with pytest.raises(ValueError, match="0 of 3 epochs"):
-        log.finish()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +245,14 @@ def test_read_run(tmp_path: Path, acme: bool) -> None:
     assert bool(run.frame["share_0"].isna().all()) is not acme
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    finished(path)
+    frame = read_run(path).frame
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf") and read_run(path).frame.equals(frame)
+
+
 def change(**entries: Any) -> Any:
     """A change of the JSON: entries replaced, or dropped where None."""
 
@@ -299,9 +294,10 @@ SPOILED = {
     "fewer-rows": (change(rows=4), "3 rows where its JSON says 4"),
     "other-columns": (
         rewrite("test_error", "accuracy"),
-        "columns are not those of a run (accuracy, test_error)",
+        'columns are not those of a run ("accuracy" is not one, "test_error" is missing)',
     ),
-    "other-order": (rewrite("epoch,steps", "steps,epoch"), "(other order)"),
+    "index": (rewrite("epoch,steps", ",epoch,steps"), 'not those of a run ("" is not one)'),
+    "other-order": (rewrite("epoch,steps", "steps,epoch"), "(in another order, or twice)"),
     "empty": (lambda path: path.write_text(""), "columns are not those of a run"),
     "binary": (lambda path: path.write_bytes(b"\xff\x00\xfe"), "cannot be read"),
     "cut-cell": (cut(3), "line 4 is cut off"),
@@ -369,19 +365,30 @@ def test_read_study_orders_by_name_and_ignores_other_files(tmp_path: Path) -> No
 
 
 def test_settled(tmp_path: Path) -> None:
-    path = tmp_path / "run.csv"
+    path, begun_anew = tmp_path / "run.csv", replace(CONFIG, resume=False)
     assert not settled(path, CONFIG)
-    RunLog(path, CONFIG, SIDECAR)
-    assert not settled(path, CONFIG)  # started, not finished
+    log = RunLog(path, CONFIG, SIDECAR)
+    assert not settled(path, CONFIG) and not settled(path, begun_anew)  # started, and nothing to lose
+    log.append(row(1))
+    assert not settled(path, CONFIG)
+    with pytest.raises(UsageError, match="holds this run, interrupted; .* or pass --resume to go on"):
+        settled(path, begun_anew)
+    for config in (CONFIG, begun_anew):
+        with pytest.raises(UsageError, match="holds a run, interrupted, that differs in seed"):
+            settled(path, replace(config, seed=1))
     finished(path)
     assert settled(path, CONFIG)
     assert settled(path, replace(CONFIG, data_dir="elsewhere", threads=7))
-    with pytest.raises(UsageError, match="differs in epochs, seed"):
+    with pytest.raises(UsageError, match="holds a run, finished, that differs in epochs, seed"):
         settled(path, replace(CONFIG, epochs=4, seed=1))
-    with pytest.raises(UsageError, match="pass --resume"):
-        settled(path, replace(CONFIG, resume=False))
+    with pytest.raises(UsageError, match="or pass --resume to keep it"):
+        settled(path, begun_anew)
     path.unlink()
+    assert not settled(path, CONFIG) and not settled(path, begun_anew)
+    path.with_suffix(".checkpoint").write_bytes(b"")
     assert not settled(path, CONFIG)
+    with pytest.raises(UsageError, match="interrupted"):
+        settled(path, begun_anew)
 
 
 def test_a_diverged_run_is_settled(tmp_path: Path) -> None:

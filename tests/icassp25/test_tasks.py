@@ -144,10 +144,11 @@ def test_too_short_a_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_digits_are_divided_alike_and_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = digits.read()
     assert images.shape == (1_797, 64) and images.min() == 0 and images.max() == 16
-    whole = digits.load(replace(DIGITS, validation=300))
-    train_images, train_labels = whole.train
-    assert whole.test[1].bincount().tolist() == [60] * 10
-    assert whole.validation[1].bincount().tolist() == [30] * 10 and len(train_labels) == 897
+    (train_images, train_labels), held_out, test = digits.load(
+        replace(DIGITS, validation=300), CPU, torch.float64
+    )
+    assert test[1].bincount().tolist() == [60] * 10
+    assert held_out[1].bincount().tolist() == [30] * 10 and len(train_labels) == 897
     assert train_images.mean().abs() < 1e-9 and train_images.std(correction=0) == pytest.approx(1)
 
     places = torch.arange(1_797.0, dtype=torch.float64)[:, None].expand(1_797, 64)
@@ -155,8 +156,7 @@ def test_digits_are_divided_alike_and_by_class(monkeypatch: pytest.MonkeyPatch) 
 
     def parts_of(config: RunConfig) -> list[set[int]]:
         """The parts' images, as their standardised places; no two are the same."""
-        parts = digits.load(config)
-        both = [part for part in (parts.train, parts.validation, parts.test) if part is not None]
+        both = [part for part in digits.load(config, CPU, torch.float64) if part is not None]
         seen = torch.cat([part[0][:, 0] for part in both])
         assert len(seen.unique()) == len(seen)
         return [set(part[0][:, 0].tolist()) for part in both]
@@ -166,8 +166,8 @@ def test_digits_are_divided_alike_and_by_class(monkeypatch: pytest.MonkeyPatch) 
     most = replace(DIGITS, validation=1_130, batch_size=10)
     most.check()
     assert [len(part) for part in parts_of(most)] == [67, 1_130, 600]
-    few = digits.load(replace(DIGITS, train_images=200, validation=300))
-    assert few.train[1].bincount().tolist() == [20] * 10
+    few, _, _ = digits.load(replace(DIGITS, train_images=200, validation=300), CPU, torch.float64)
+    assert few[1].bincount().tolist() == [20] * 10
 
 
 def test_without_scikit_learn_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -247,5 +247,5 @@ def test_another_text_is_not_gone_on_with(
 ) -> None:
     experiment(TEXT).save(tmp_path / "run.checkpoint", [])
     monkeypatch.setattr(text, "read", lambda: "x" * text.CHARACTERS)
-    with pytest.raises(UsageError, match="text is another than the one installed now"):
+    with pytest.raises(UsageError, match="differs in the version of --dataset text that was installed"):
         train.run(replace(TEXT, resume=True), tmp_path / "run.csv")

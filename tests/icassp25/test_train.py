@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import pickle
 import platform
 import random
 import signal
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from acme import Acme
 from icassp25 import data, runlog, tasks, train
 from icassp25.config import RunConfig, UsageError
 
@@ -66,7 +68,7 @@ def test_limited_batches_are_the_first_of_each_epochs_order(
     config = replace(TINY, limit_train_batches=0.75, **options)
     seen: list[torch.Tensor] = []
     task = tasks.load(config, torch.device("cpu"))
-    experiment = train.Experiment(config, task, torch.device("cpu"), train._optimizer_class("acme"))
+    experiment = train.Experiment(config, task, torch.device("cpu"), Acme)
     training = task.training
 
     def recording(indices: torch.Tensor, *rest: object) -> object:
@@ -141,44 +143,75 @@ def test_logged_numbers_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest
 
     experiment = kept[-1]
     images = experiment.task.data
-    inputs = images.test_images.float() / 255 - images.mean.view(3, 1, 1)
+    inputs = images.test[0].float() / 255 - images.mean.view(3, 1, 1)
     with torch.no_grad():
         logits = experiment.model.eval()(inputs / images.std.view(3, 1, 1))
-    loss = torch.nn.functional.cross_entropy(logits, images.test_labels, label_smoothing=0.1).item()
+    loss = torch.nn.functional.cross_entropy(logits, images.test[1], label_smoothing=0.1).item()
     assert float(row["test_loss"]) == pytest.approx(loss, rel=1e-4)
     assert float(row["test_error"]) == pytest.approx(
-        (logits.argmax(1) != images.test_labels).double().mean().item(), abs=2e-3
+        (logits.argmax(1) != images.test[1]).double().mean().item(), abs=2e-3
     )
 
 
-def test_acme_horizon_and_options_reach_the_optimizer() -> None:
+def test_acmes_options_are_passed_on() -> None:
+    """All that are set; those that are not, where the class's signature has them: a foreign one need not know them."""
     config = replace(TINY, acme=True, adam=True, momentum=0.8, weight_decay=0.02, rho=0.3, eta=0.1, asam=True)
     device = torch.device("cpu")
     made = {}
 
     def recorder(model, lr, **options):
-        from acme import Acme
-
+        made.clear()
         made.update(options, lr=lr)
         return Acme(model, lr, **options)
 
-    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
-    assert experiment.scheduler is None
-    assert made == {
-        "lr": 0.1, "betas": (0.8, 0.999), "epsilon": 1e-8, "weight_decay": 0.02, "acme": True, "adam": True,
-        "asam": True, "rho": 0.3, "eta": 0.1, "nesterov": False, "bias_correction": True, "total_steps": 8,
-    }  # fmt: skip
-    made.clear()
-    config = replace(config, gain=2.0, adapt_steps=7, search_steps=5, unbiased_squares=True)
-    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
-    assert (made["gain"], made["adapt_steps"], made["search_steps"]) == (2.0, 7, 5)
-    assert made["unbiased_squares"] is True
-    config = replace(config, no_annealing=True)
-    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
-    assert made["total_steps"] is None
-    config = replace(config, no_annealing=False, anneal_over=1.5)
-    experiment = train.Experiment(config, tasks.load(config, device), device, recorder)
-    assert made["total_steps"] == 12
+    def passed_on(config: RunConfig, make=recorder) -> dict[str, object]:
+        experiment = train.Experiment(config, tasks.load(config, device), device, make)
+        assert experiment.scheduler is None
+        return dict(made)
+
+    always = {
+        "lr": 0.1,
+        "betas": (0.8, 0.999),
+        "epsilon": 1e-8,
+        "weight_decay": 0.02,
+        "bias_correction": True,
+    }
+    own = {"acme": True, "adam": True, "asam": True, "rho": 0.3, "eta": 0.1}
+    assert passed_on(config) == {**always, **own, "total_steps": 8}
+    more = {"gain": 2.0, "adapt_steps": 7, "search_steps": 5, "unbiased_squares": True, "nesterov": True}
+    assert passed_on(replace(config, **more)) == {**always, **own, **more, "total_steps": 8}
+    assert passed_on(replace(config, no_annealing=True))["total_steps"] is None
+    assert passed_on(replace(config, anneal_over=1.5))["total_steps"] == 12
+
+    def with_gain(model, lr, gain, **options):
+        return recorder(model, lr, gain=gain, **options)
+
+    assert passed_on(config, with_gain) == {**always, **own, "total_steps": 8, "gain": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gain", "2"], "--gain 2.0: expected 1 without acme=True."),
+        (["--acme", "--gain", "0"], "--gain 0.0: expected a positive number"),
+        (["--acme", "--adapt-steps", "0"], "--adapt-steps 0: expected at least 1"),
+        (["--search-steps", "3"], "--search-steps 3: expected 0 without acme=True."),
+        (["--asam", "--rho", "-1"], "--rho -1.0: expected a finite number of at least 0."),
+        (["--unbiased-squares"], "--unbiased-squares True: expected False without adam=True"),
+        (["--acme", "--gain", "2", "--acme-script", "published"], "published: its Acme got an unexpected keyword argument 'gain'."),
+        (["--acme", "--acme-script", "published"], "--acme-script published: it does not like Mondays."),
+    ],
+)  # fmt: skip
+def test_what_acme_refuses_is_one_sentence(options: list[str], said: str, tmp_path: Path) -> None:
+    """Before the data is looked for; also what another package's class says or does not know."""
+    (tmp_path / "published.py").write_text(
+        "class Acme:\n"
+        "    def __init__(self, model, lr, betas, epsilon, weight_decay, acme, bias_correction, total_steps):\n"
+        "        raise ValueError('it does not like Mondays')\n"
+    )
+    output = ("--data-dir", str(tmp_path / "none"), "--output", str(tmp_path / "x.csv"))
+    assert said in refused(*options, *output, env={"PYTHONPATH": str(tmp_path)})
+    assert not (tmp_path / "x.csv").exists()
 
 
 def test_adapt_steps_and_what_was_before_it(tmp_path: Path) -> None:
@@ -189,14 +222,10 @@ def test_adapt_steps_and_what_was_before_it(tmp_path: Path) -> None:
     shares = [sum(float(row[name]) for name in runlog.SHARES) for row in logged]
     assert shares == [0.75, 0.0] and logged[0]["step_size"] == logged[1]["step_size"]
     assert "-kept3" in config.name and replace(config, adapt_steps=100).evaluations_per_step == 2
-    with pytest.raises(UsageError, match="--adapt-steps 0: expected a whole number of at least 1"):
-        replace(config, adapt_steps=0).check()
-    with pytest.raises(UsageError, match="--adapt-steps 3: expected nothing without --acme"):
-        replace(config, acme=False).check()
     earlier = replace(TINY, acme=True, adapt_every=10)
     earlier.check()
     assert RunConfig.from_dict(earlier.to_dict()) == earlier and earlier.evaluations_per_step == 1.1
-    with pytest.raises(UsageError, match="adapt_every 10: expected --adapt-steps"):
+    with pytest.raises(UsageError, match="unexpected keyword argument 'adapt_every'"):
         train.run(earlier, tmp_path / "earlier.csv")
 
 
@@ -216,8 +245,6 @@ def test_averaged_weights_are_tested_and_nothing_else_changes(options: dict[str,
     task = tasks.load(config, device)
 
     def trained(config: RunConfig) -> tuple[train.Experiment, runlog.Row, list[dict[str, torch.Tensor]]]:
-        from acme import Acme
-
         experiment = train.Experiment(config, task, device, Acme)
         passed = []
         original = experiment.optimizer.step
@@ -377,15 +404,107 @@ def test_resume_after_sigkill_is_bit_for_bit(tmp_path: Path, flags: tuple[str, .
 
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
-    experiment = train.Experiment(
-        TINY, tasks.load(TINY, torch.device("cpu")), torch.device("cpu"), train._optimizer_class("acme")
-    )
-    experiment.save(path.with_suffix(".checkpoint"), [])
+    checkpoint = path.with_suffix(".checkpoint")
+    cpu = torch.device("cpu")
+    train.Experiment(TINY, tasks.load(TINY, cpu), cpu, Acme).save(checkpoint, [])
     with pytest.raises(UsageError, match="differs in lr"):
         train.run(replace(TINY, lr=0.7, resume=True), path)
-    path.with_suffix(".checkpoint").write_bytes(b"half a checkpoint")
-    with pytest.raises(UsageError, match="not a readable checkpoint"):
-        train.run(replace(TINY, resume=True), path)
+    content = torch.load(checkpoint, weights_only=True)
+    for other in (b"half a checkpoint", b"", pickle.dumps({"of": Path()}), b"PK\x03\x04"):
+        checkpoint.write_bytes(other)
+        with pytest.raises(
+            UsageError, match=r"checkpoint: not a checkpoint of this program \(\w+.*\); delete it"
+        ) as said:
+            train.run(replace(TINY, resume=True), path)
+        assert "\n" not in str(said.value) and checkpoint.read_bytes() == other
+    for other, reason in (
+        ({"state_dict": {}}, "KeyError: 'options'"),
+        ([1, 2], "TypeError"),
+        ({**content, "options": {**content["options"], "warp": 9}}, "ValueError: unknown options: warp"),
+        ({**content, "model": {}}, "RuntimeError"),
+    ):
+        torch.save(other, checkpoint)
+        with pytest.raises(
+            UsageError, match=f"not a checkpoint of this program .{reason}.*; delete it to start over"
+        ):
+            train.run(replace(TINY, resume=True), path)
+
+
+OPTIONS = {
+    "dataset": "synthetic", "train-images": 100, "batch-size": 50, "depth": 4, "width-alpha": 1, "epochs": 3,
+    "device": "cpu", "threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A run of OPTIONS that was killed after an epoch."""
+    path = tmp_path / "run.csv"
+    process = subprocess.Popen(command({**OPTIONS, "epochs": 300}, path), stdout=subprocess.DEVNULL)
+    while not path.exists() or len(rows(path)) < 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    return path
+
+
+def whole(path: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in path.parent.iterdir() if not each.name.startswith(".")}
+
+
+def test_an_interrupted_run_is_not_begun_anew(interrupted: Path) -> None:
+    """Without --resume, with the same options or others, and with --resume and others: refused, nothing deleted."""
+    before = whole(interrupted)
+    assert interrupted.with_suffix(".checkpoint").name in before
+    options = {**OPTIONS, "epochs": 300}
+    said = refused(*command(options, interrupted)[2:])
+    assert "holds this run, interrupted; choose another name, delete it, or pass --resume to go on." in said
+    for more in ([], ["--resume"]):
+        said = refused(*command({**options, "lr": 0.7}, interrupted, *more)[2:])
+        assert "holds a run, interrupted, that differs in lr; choose another name or delete it." in said
+    assert whole(interrupted) == before
+    interrupted.with_suffix(".json").unlink()
+    assert "interrupted" in refused(*command(options, interrupted)[2:])
+
+
+def test_a_full_disk_is_one_sentence(interrupted: Path) -> None:
+    """A limit on the size of files stands for the disk; what was saved stays, and the run goes on from it later."""
+    resource = pytest.importorskip("resource")
+    resumed = command({**OPTIONS, "epochs": 300}, interrupted, "--resume")
+    checkpoint = interrupted.with_suffix(".checkpoint")
+    before, logged = checkpoint.read_bytes(), rows(interrupted)
+    half = len(before) // 2
+    full = subprocess.run(
+        resumed, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+    )  # fmt: skip
+    assert (full.returncode, full.stderr) == (
+        2,
+        f"cifar100.acme.py: {checkpoint}: cannot be written (File too large).\n",
+    )
+    assert checkpoint.read_bytes() == before and rows(interrupted)[: len(logged)] == logged
+    assert not list(interrupted.parent.glob(".*"))
+    process = subprocess.Popen(resumed, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert f"resumed after epoch {len(rows(interrupted))}\n" in [process.stdout.readline() for _ in range(2)]
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_output_says_what_its_encoding_can(encoding: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    shown = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"], capture_output=True, env=environment, check=True
+    )
+    assert "auto, cpu, cuda, cuda:1, ?" in shown.stdout.decode(encoding)
+    said = refused("--depth", "17", "--output", str(tmp_path / "x.csv"), env={"PYTHONIOENCODING": encoding})
+    assert "expected 6n + 4 for a WRN (4, 10, 16, 22, 28, 40, ?)." in said
+    done = subprocess.run(
+        command(OPTIONS, tmp_path / "±…·.csv", "--acme"), capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def refused(*arguments: str, env: dict[str, str] | None = None) -> str:
