@@ -1,6 +1,7 @@
-# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|small|reduced|paper, PRECISION
-# (float32|bfloat16, instead of the preset's), DATA_DIR (holds cifar-100-python/), RESULTS and FIGURES (folders), STUDY
-# (tables, figures), STUDIES (overview), TEST_JOBS, SEED (test-long), PYTHON3 (makes .venv).
+# `make help` lists the targets. Variables: PRESET=smoke|quick|short|text|digits|small|reduced|paper (else reduced, with
+# one seed, where CUDA is, and quick where it is not), SEEDS, JOBS (runs at a time), PRECISION (float32|bfloat16, instead
+# of the preset's), DATA_DIR (holds cifar-100-python/), RESULTS and FIGURES (folders), STUDY (tables, figures), STUDIES
+# (overview), TEST_JOBS, SEED (test-long), PYTHON3 (makes .venv).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ help:  ## list the targets
 $(VENV)/ready: pyproject.toml requirements.txt
 	$(PYTHON3) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --no-compile --requirement requirements.txt
-	$(PYTHON) -m pip install --quiet --no-compile --editable '.[experiments]'
+	$(PYTHON) -m pip install --quiet --no-compile --editable '.[experiments,peers]'
 	touch $@
 
 # What only the tests need.

@@ -89,7 +89,7 @@ small)
     SEEDS=${SEEDS:-42}
     ;;
 reduced)
-    ABOUT="one GPU, meant to take about an hour, not measured yet"
+    ABOUT="one GPU; on an H100, three runs at a time, about an hour for one seed and two and a half for three"
     TIME_LIMIT=60
     OPTIONS=(--model WRN --depth 16 --width-alpha 4 --batch-size 200 --compile)
     PRECISION=${PRECISION:-bfloat16}
@@ -98,7 +98,7 @@ reduced)
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     ;;
 paper)
-    ABOUT="one GPU, days, not measured yet"
+    ABOUT="one GPU; some 30 hours of an H100"
     TIME_LIMIT=240
     OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200)
     PRECISION=${PRECISION:-tf32}

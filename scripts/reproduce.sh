@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # The whole way from nothing to tables and figures; `make reproduce` calls it. Finished runs are kept.
 #
-#   [PRESET=smoke|quick|short|text|digits|small|reduced|paper] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
+#   [PRESET=NAME] [SEEDS="42 43"] [JOBS=n] [DATA_DIR=DIR] [DRY_RUN=1] scripts/reproduce.sh
 #
 # Trains anew, into a folder of its own: RESULTS is reproduction/results, FIGURES reproduction/figures, unless
 # set. (results/ holds committed runs, which would all be found finished.)
 #
-# PRESET is `paper` where CUDA is, else `quick`. Without CUDA as many runs at a time as the machine has cores, unless JOBS
-# says how many: each run of a CPU's preset has one thread, so that numbers do not depend on the cores. Without the data and without a network the same is done with
-# the built-in synthetic set, under a study name of its own.
+# What is not said: where CUDA is, PRESET is `reduced`, with one seed and three runs at a time, which take an H100 about
+# an hour; else it is `quick`, with as many runs at a time as there are cores. Each of these has one thread, so that the
+# numbers do not depend on the cores. Without the data and without a network the same is done with the built-in
+# synthetic set, under a study name of its own.
+. "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PYTHON=${PYTHON:-.venv/bin/python}
 if "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then
-    PRESET=${PRESET:-paper}
+    if [ -z "${PRESET:-}" ]; then
+        PRESET=reduced
+        export SEEDS=${SEEDS:-42} JOBS=${JOBS:-3}
+    fi
 else
     PRESET=${PRESET:-quick}
     export JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
@@ -41,11 +44,11 @@ if [ -z "$chosen" ] && [ "${PRECISION:-}" = bfloat16 ] && [ "$emulated" = True ]
     instead=" (no bfloat16 on this device; PRECISION=bfloat16 emulates it, several times slower)"
 fi
 export PRECISION
-runs=$((24 * $(wc -w <<<"$SEEDS") + 4 * $(wc -w <<<"$LRS") * $(wc -w <<<"$LR_SEEDS")))
+runs=$(for sweep in $SWEEPS; do DRY_RUN=1 "scripts/sweep_$sweep.sh"; done | wc -l)
 cat <<TEXT
 Reproducing ACME: preset $PRESET (for: $ABOUT)
   on       $device
-  runs     $runs: 16 optimizers × seeds $SEEDS, the 8 without ACME for as many evaluations, and $(wc -w <<<"$LRS") initial step sizes × SGD, Adam × with, without ACME
+  runs     $runs, ${JOBS:-1} at a time, of the sweeps $SWEEPS
   each     ${OPTIONS[*]}$instead
   into     $RESULTS/$STUDY, $FIGURES/$STUDY
 TEXT
@@ -65,18 +68,16 @@ if [ "$DATASET" = cifar100 ]; then
 fi
 export STUDY DATASET
 
-# A failed run does not stop the others, nor the tables of what there is; the exit code tells.
+# A failed run or product does not stop the others; the exit code tells.
 status=0
-scripts/sweep_table.sh || status=$?
-if [ $status = 130 ]; then exit 130; fi
-scripts/sweep_lr.sh || status=$?
-if [ $status = 130 ]; then exit 130; fi
-scripts/sweep_equal.sh || status=$?
-if [ $status = 130 ]; then exit 130; fi
+for sweep in $SWEEPS; do
+    "scripts/sweep_$sweep.sh" || status=$?
+    if [ $status = 130 ]; then exit 130; fi
+done
 if [ "${DRY_RUN:-0}" = 0 ]; then
-    scripts/rebuild.sh figures
-    scripts/rebuild.sh report
-    scripts/rebuild.sh tables # last: it prints the summary
+    for product in figures report tables; do # tables last: they print the summary
+        scripts/rebuild.sh $product || status=$?
+    done
     if [ -e "figures/$STUDY/table.md" ] && [ "$FIGURES" != figures ]; then
         echo "To compare with, of all seeds that are committed: figures/$STUDY/table.md, robustness.md; run by run: results/$STUDY"
     fi

@@ -10,16 +10,12 @@
 #              options for sbatch
 #   DRY_RUN=1  print the commands, one a line
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-. scripts/presets.sh
+. "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+. scripts/presets.sh || exit
 
 RESULTS=${RESULTS:-results}
 AT_ONCE=${JOBS:-} # of a job array: all, unless said
 JOBS=${JOBS:-1}
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=python3
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
-fi
 sbatch_options=()
 case "${1:-}" in
 '') ;;
@@ -52,8 +48,11 @@ finished=0
 failed=0
 
 gpus=()
-if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # empty, or -1: none
-    if [ "$CUDA_VISIBLE_DEVICES" != -1 ]; then IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"; fi
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    case $CUDA_VISIBLE_DEVICES in
+    '' | -1 | NoDevFiles) ;; # none; the last is SLURM's word for it
+    *) IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES" ;;
+    esac
 elif command -v nvidia-smi >/dev/null; then
     while read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 fi

@@ -3,7 +3,7 @@
 # step size (Adam's with unbiased squares) from its default, and without annealing from six decades around it, torch's
 # SGD and AdamW from once and ten times theirs.
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_averages.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_averages.sh [--slurm]
 #
 # The same images and held-out images as sweep_peers.sh, and the same files where it has the run. See presets.sh for
 # what a preset trains. Finished runs are skipped, interrupted ones resumed.

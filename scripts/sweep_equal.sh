@@ -2,7 +2,7 @@
 # The 8 base optimizers without ACME, each for as many gradient evaluations as the table's run with ACME takes: twice
 # the epochs, with ASAM one and a half times (rounded up).
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_equal.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_equal.sh [--slurm]
 #
 # See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit

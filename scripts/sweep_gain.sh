@@ -4,7 +4,7 @@
 # around its best; with Adam, with unbiased squares; some with averaged weights in place of annealing. Half: for half
 # the epochs, which takes as many evaluations as SGD.
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
 #
 # The same images and held-out images as sweep_peers.sh. See presets.sh for what a preset trains. Finished runs are
 # skipped, interrupted ones resumed.

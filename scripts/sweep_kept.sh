@@ -2,7 +2,7 @@
 # ACME that keeps its step size after 60 steps, with three gains, from three starts and with averaged weights, beside
 # optimizers whose learning rate somebody has tuned.
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_kept.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_kept.sh [--slurm]
 #
 # Schedule-free needs its package: pip install '.[peers]'. See presets.sh for what a preset trains. Finished runs are
 # skipped, interrupted ones resumed.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Robustness: SGD and Adam, each with and without ACME, from initial step sizes six decades apart.
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [LR_SEEDS="42 43"]  scripts/sweep_lr.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [LR_SEEDS="42 43"]  scripts/sweep_lr.sh [--slurm]
 #
 # See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit

@@ -6,7 +6,7 @@
 # no more gradient evaluations than one a step takes for all the epochs: with averaged weights for 0.83 of each epoch's
 # batches, as published for half the epochs (of an odd number: rounded up).
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
 #
 # Needs the packages of the peers: pip install '.[peers]'. The order is from the defaults outwards, seed by seed, so
 # that what there is of a sweep that was ended is balanced. Names say the multiple of the default: x0.001 to x1000.

@@ -2,7 +2,7 @@
 # Variants of ACME that were tried (research/), with a step size that is kept, beside what is in acme/: same options,
 # seeds and images.
 #
-#   PRESET=smoke|quick|short|text|digits|small|reduced|paper  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_variants.sh [--slurm]
+#   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_variants.sh [--slurm]
 #
 # See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit

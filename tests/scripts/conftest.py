@@ -1,16 +1,15 @@
-"""Made-up studies, written through the run log's own writer, and the scripts as modules."""
+"""Made-up studies, written through the run log's own writer, and the scripts' package."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +18,7 @@ from icassp25.peers import PEERS
 from icassp25.runlog import Row, RunLog
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))  # for `study`
 
 SCALE = {"depth": 10, "width_alpha": 2, "train_images": 1000, "batch_size": 100, "epochs": 4}
 SIDECAR = {"versions": {"torch": "2.0"}, "commit": "abc1234", "device": "Example CPU", "parameters": 77412}
@@ -69,6 +69,7 @@ def write_run(path: Path, diverge_at: int | None = None, **options: object) -> R
 
 
 def run_name(config: RunConfig) -> str:
+    """The key of one of the 16 optimizers, as the sweeps name them."""
     flags = [name for name in ("asam", "nesterov", "acme") if getattr(config, name)]
     return "-".join(["adam" if config.adam else "sgd", *flags])
 
@@ -113,7 +114,7 @@ def write_peers(
                 cheap = {
                     "gain": 2.0,
                     "search_steps": 20,
-                    **({"adapt_steps": 60} if kept else {"adapt_every": 10}),
+                    **({"adapt_steps": 8} if kept else {"adapt_every": 10}),
                 }
                 unbiased = {**cheap, "unbiased_squares": True}
                 averaged = {**cheap, "unbiased_squares": adam, "anneal_over": 1.5, "average_weights": True}
@@ -180,15 +181,3 @@ def run_without_torch() -> Callable[..., str]:
     """Run a script in a process of its own, with another order of hashes, and see that torch stays out; what it
     prints."""
     return _run_without_torch
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Import a script by name, as Python does when it is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    known = set(sys.modules)
-    yield importlib.import_module
-    for name in ("study", "make_tables", "plot_curves", "plot_robustness", "peer_study", "make_peer_tables",
-                 "plot_peers", "peer_overview"):  # fmt: skip
-        if name not in known:
-            sys.modules.pop(name, None)

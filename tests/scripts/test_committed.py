@@ -30,4 +30,6 @@ def test_tables_are_those_of_the_results(name: str, tmp_path: Path) -> None:
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.md"))
     assert made
     for path in made:
-        assert (tmp_path / path).read_text() == (ROOT / "figures" / path).read_text(), path
+        for suffix in (".md", ".tex", ".csv"):
+            there = (ROOT / "figures" / path).with_suffix(suffix)
+            assert (tmp_path / path).with_suffix(suffix).read_text() == there.read_text(), there

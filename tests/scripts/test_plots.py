@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from study import curves, starts
+from study.looks import save
+from study.tables import load_pairs, load_starts
+from study.titles import PAIRS, title
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVES = [
@@ -22,8 +29,7 @@ ROBUSTNESS = ["robustness_error", "robustness_step_size"]
 @pytest.fixture(scope="module")
 def figures(results: Path, tmp_path_factory: pytest.TempPathFactory, run_without_torch: Any) -> Path:
     out = tmp_path_factory.mktemp("figures")
-    for name in ("plot_curves", "plot_robustness"):
-        run_without_torch(name, results, "three", out, hash_seed=1)
+    run_without_torch("make_figures", results, "three", out, hash_seed=1)
     return out / "three"
 
 
@@ -41,19 +47,35 @@ def test_all_figures_are_there(figures: Path) -> None:
             assert int.from_bytes(content[16:20], "big") == 1400  # 7 inches at 200 dots
 
 
-def test_same_bytes_from_the_same_csvs(
-    results: Path, figures: Path, script: Any, tmp_path: Path, run_without_torch: Any
-) -> None:
-    run_without_torch("plot_robustness", results, "three", tmp_path, hash_seed=2)
-    study, curves = script("study"), script("plot_curves")
-    study.style()
-    runs = study.load_table(results, "three")
-    study.save(curves.plot_pairs(runs, "seconds", "test_error"), tmp_path / "three", "test_error_seconds")
-    study.save(curves.plot_decisions(runs, "epoch"), tmp_path / "three", "decisions_epoch")
-    again = sorted((tmp_path / "three").iterdir())
+def test_same_bytes_from_the_same_csvs(results: Path, figures: Path, tmp_path: Path) -> None:
+    runs, lr = load_pairs(results / "three" / "table")[0], load_starts(results, "three")[0]
+    save(curves.plot_pairs(runs, "seconds", "test_error"), tmp_path, "test_error_seconds")
+    save(curves.plot_decisions(runs, "epoch"), tmp_path, "decisions_epoch")
+    save(starts.plot_errors(lr), tmp_path, "robustness_error")
+    save(starts.plot_step_sizes(lr), tmp_path, "robustness_step_size")
+    again = sorted(tmp_path.iterdir())
     assert len(again) == 8
     for path in again:
         assert path.read_bytes() == (figures / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_no_backend_from_outside(results: Path, tmp_path: Path, backend: str) -> None:
+    """As Jupyter and Colab set it, where that package is missing."""
+    blocked = "import sys; sys.modules['matplotlib_inline'] = None; import runpy; sys.argv = sys.argv[1:]; "
+    blocked += (
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    made_up = tmp_path / "results" / "one"
+    made_up.mkdir(parents=True)
+    (made_up / "lr").symlink_to(results / "three" / "lr")
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, str(ROOT / "scripts" / "make_figures.py"), "--study", "one",
+         "--results", str(tmp_path / "results"), "--out", str(tmp_path)],
+        env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one" / "robustness_error.png").exists()
 
 
 def test_tables_do_not_import_torch(results: Path, tmp_path: Path, run_without_torch: Any) -> None:
@@ -65,10 +87,8 @@ def frames(folder: Path, pattern: str) -> list[pd.DataFrame]:
 
 
 @pytest.mark.parametrize("abscissa", ["epoch", "evaluations", "seconds"])
-def test_curves_show_the_mean_and_the_band(results: Path, script: Any, abscissa: str) -> None:
-    study, curves = script("study"), script("plot_curves")
-    study.style()
-    figure = curves.plot_pairs(study.load_table(results, "three"), abscissa, "test_error")
+def test_curves_show_the_mean_and_the_band(results: Path, abscissa: str) -> None:
+    figure = curves.plot_pairs(load_pairs(results / "three" / "table")[0], abscissa, "test_error")
     axes = next(axes for axes in figure.axes if axes.get_title() == "Adam + Nesterov")
     for line, band, name in zip(
         axes.lines, axes.collections, ("adam-nesterov", "adam-nesterov-acme"), strict=True
@@ -81,14 +101,12 @@ def test_curves_show_the_mean_and_the_band(results: Path, script: Any, abscissa:
         heights = band.get_paths()[0].vertices[:, 1]
         assert (heights.min(), heights.max()) == pytest.approx((errors.min(), errors.max()))
     assert len(figure.axes) == 8
-    assert {axes.get_title() for axes in figure.axes} == {pair[0].base_name for pair in study.PAIRS}
+    assert {axes.get_title() for axes in figure.axes} == set(map(title, PAIRS))
     assert "seeds 42, 43, 44" in figure.get_suptitle().replace("\n", " ")
 
 
-def test_decisions_fill_the_panel(results: Path, script: Any) -> None:
-    study, curves = script("study"), script("plot_curves")
-    study.style()
-    figure = curves.plot_decisions(study.load_table(results, "three"), "evaluations")
+def test_decisions_fill_the_panel(results: Path) -> None:
+    figure = curves.plot_decisions(load_pairs(results / "three" / "table")[0], "evaluations")
     layers = figure.axes[0].patches
     runs = frames(results / "three" / "table", "sgd-acme.seed*.csv")
     names = [*(f"share_{code}" for code in range(8)), "share_nonfinite"]
@@ -104,13 +122,11 @@ def test_decisions_fill_the_panel(results: Path, script: Any) -> None:
     assert [label[0] for label in labels] == [*"01234567", "n"]
 
 
-def test_diverged_runs_end_in_a_cross(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+def test_diverged_runs_end_in_a_cross(made: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "s" / "table"
-    made.run(folder / "a.csv", seed=42)
-    made.run(folder / "b.csv", 3, seed=43)
-    study, curves = script("study"), script("plot_curves")
-    study.style()
-    figure = curves.plot_pairs(study.load_table(tmp_path, "s"), "epoch", "train_loss")
+    made.run(folder / "sgd.a.csv", seed=42)
+    made.run(folder / "sgd.b.csv", 3, seed=43)
+    figure = curves.plot_pairs(load_pairs(tmp_path / "s" / "table")[0], "epoch", "train_loss")
     axes = figure.axes[0]
     mean, lost, cross = axes.lines
     assert list(mean.get_xdata()) == [1, 2, 3, 4]  # of the finished run alone
@@ -119,23 +135,19 @@ def test_diverged_runs_end_in_a_cross(made: SimpleNamespace, script: Any, tmp_pa
     assert axes.get_title() == "SGD\nwithout: 1 of 2 diverged"
 
 
-def test_a_missing_seed_is_said(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+def test_a_missing_seed_is_said(made: SimpleNamespace, tmp_path: Path) -> None:
     for name, options in (
-        ("a", {"seed": 42}),
-        ("b", {"seed": 42, "acme": True}),
-        ("c", {"seed": 43, "acme": True}),
+        ("sgd.seed42", {"seed": 42}),
+        ("sgd-acme.seed42", {"seed": 42, "acme": True}),
+        ("sgd-acme.seed43", {"seed": 43, "acme": True}),
     ):
         made.run(tmp_path / "s" / "table" / f"{name}.csv", **options)
-    study, curves = script("study"), script("plot_curves")
-    study.style()
-    figure = curves.plot_pairs(study.load_table(tmp_path, "s"), "epoch", "test_error")
+    figure = curves.plot_pairs(load_pairs(tmp_path / "s" / "table")[0], "epoch", "test_error")
     assert figure.axes[0].get_title() == "SGD\nwithout: 1 of 2 seeds"
 
 
-def test_robustness_marks_what_diverged(results: Path, script: Any) -> None:
-    study, robustness = script("study"), script("plot_robustness")
-    study.style()
-    figure = robustness.plot_errors(study.load_lr(results, "three"))
+def test_robustness_marks_what_diverged(results: Path) -> None:
+    figure = starts.plot_errors(load_starts(results, "three")[0])
     for axes, name in zip(figure.axes, ("sgd", "adam"), strict=True):
         assert axes.get_xscale() == "log"
         curves = {container.lines[0].get_linestyle(): container.lines[0] for container in axes.containers}
@@ -156,10 +168,8 @@ def test_robustness_marks_what_diverged(results: Path, script: Any) -> None:
         assert len(chance) == 1
 
 
-def test_trajectories_begin_at_the_initial_step_size(results: Path, script: Any) -> None:
-    study, robustness = script("study"), script("plot_robustness")
-    study.style()
-    figure = robustness.plot_step_sizes(study.load_lr(results, "three"))
+def test_trajectories_begin_at_the_initial_step_size(results: Path) -> None:
+    figure = starts.plot_step_sizes(load_starts(results, "three")[0])
     for axes, name in zip(figure.axes, ("sgd", "adam"), strict=True):
         assert axes.get_yscale() == "log"
         assert [line.get_ydata()[0] for line in axes.lines] == [1e-4, 1e-2, 1, 100]
@@ -171,26 +181,22 @@ def test_trajectories_begin_at_the_initial_step_size(results: Path, script: Any)
         assert axes.lines[2].get_ydata()[-1] == pytest.approx(np.mean(last))
 
 
-def test_one_seed_and_one_epoch_can_be_drawn(made: SimpleNamespace, script: Any, tmp_path: Path) -> None:
+def test_one_seed_and_one_epoch_can_be_drawn(made: SimpleNamespace, tmp_path: Path) -> None:
     made.table(tmp_path / "s" / "table", (42,), epochs=1, dataset="synthetic")
     made.lr(tmp_path / "s" / "lr", (42,), (0.1,), epochs=1, dataset="synthetic")
-    study, curves, robustness = (script(name) for name in ("study", "plot_curves", "plot_robustness"))
-    study.style()
-    table, lr = study.load_table(tmp_path, "s"), study.load_lr(tmp_path, "s")
+    table, lr = load_pairs(tmp_path / "s" / "table")[0], load_starts(tmp_path, "s")[0]
     for figure in (
         curves.plot_pairs(table, "epoch", "step_size"),
         curves.plot_decisions(table, "epoch"),
-        robustness.plot_errors(lr),
-        robustness.plot_step_sizes(lr),
+        starts.plot_errors(lr),
+        starts.plot_step_sizes(lr),
     ):
         assert "synthetic data (not CIFAR-100)" in figure.get_suptitle().replace("\n", " ")
         assert "over seeds" not in figure.get_suptitle()
 
 
-def test_text_is_large_enough_to_print(script: Any, results: Path) -> None:
-    study, curves = script("study"), script("plot_curves")
-    study.style()
-    figure = curves.plot_pairs(study.load_table(results, "three"), "epoch", "step_size")
+def test_text_is_large_enough_to_print(results: Path) -> None:
+    figure = curves.plot_pairs(load_pairs(results / "three" / "table")[0], "epoch", "step_size")
     from matplotlib.text import Text
 
     figure.draw_without_rendering()

@@ -153,6 +153,67 @@ def test_settings_from_outside() -> None:
     assert listed("table", PYTHON="/my python")[0][0] == "/my python"
 
 
+def test_relative_folders_are_from_where_the_user_stands(stub: Path, tmp_path: Path) -> None:
+    here = {**environment(stub), "RESULTS": "my runs", "DATA_DIR": "../data", "PYTHON": f"./{stub.name}"}
+    done = sweep("table", cwd=tmp_path, **{**here, "PRESET": "quick"})
+    assert done.returncode == 0 and len(lines(stub)) == 16
+    assert f" --output {tmp_path}/my runs/quick/table/sgd.seed42.csv " in lines(stub)[0]
+    assert f" --data-dir {tmp_path}/../data " in lines(stub)[0]
+    assert (tmp_path / "my runs" / "quick" / "table" / "sgd.seed42.log").exists()
+    assert listed("table", PYTHON="python3")[0][0] == "python3"
+
+
+def test_tables_are_written_where_the_user_stands(made: SimpleNamespace, tmp_path: Path) -> None:
+    made.table(tmp_path / "runs" / "s" / "table", (42,))
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "rebuild.sh"), "tables"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "STUDY": "s", "RESULTS": "runs", "FIGURES": "out"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "s" / "table.md").exists()
+
+
+def reproduced(
+    tmp_path: Path, cuda: bool, failing: str = "nothing", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """reproduce.sh with a stand-in for Python, which says of itself what it does."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in\n'
+        f"*cuda.is_available*raise* | *raise*cuda.is_available*) exit {int(not cuda)} ;;\n"
+        '*emulates_bfloat16*) printf "a device\\nFalse\\n" ;;\n'
+        f'*{failing}*) echo "fails: $*"; exit 4 ;;\n'
+        '*) echo "done: $*" ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    folders = {"RESULTS": str(tmp_path / "results"), "FIGURES": str(tmp_path / "figures")}
+    return subprocess.run(
+        [str(ROOT / "scripts" / "reproduce.sh")], capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python), **folders, **more},
+    )  # fmt: skip
+
+
+def test_a_product_that_fails_does_not_suppress_the_others(tmp_path: Path) -> None:
+    done = reproduced(tmp_path, cuda=False, failing="make_figures", PRESET="smoke")
+    assert done.returncode == 4 and "fails: scripts/make_figures.py" in done.stdout
+    assert "done: scripts/make_report.py" in done.stdout and "done: scripts/make_tables.py" in done.stdout
+    assert reproduced(tmp_path, cuda=False, PRESET="smoke").returncode == 0
+
+
+def test_what_is_reproduced_where_nothing_is_said(tmp_path: Path) -> None:
+    """An hour of an H100 where CUDA is, else what a CPU can, on all its cores."""
+    cores = subprocess.check_output(["getconf", "_NPROCESSORS_ONLN"], text=True).strip()
+    reduced = reproduced(tmp_path, cuda=True, DRY_RUN="1").stdout
+    assert "preset reduced (for: one GPU; on an H100, " in reduced and "runs     52, 3 at a time" in reduced
+    assert set(re.findall(r"--seed (\d+)", reduced)) == {"42"}
+    quick = reproduced(tmp_path, cuda=False, DRY_RUN="1").stdout
+    assert "preset quick" in quick and f"runs     44, {cores} at a time" in quick
+    paper = reproduced(tmp_path, cuda=True, DRY_RUN="1", PRESET="paper").stdout
+    assert "hours of an H100" in paper and set(re.findall(r"--seed (\d+)", paper)) == {"42", "43", "44"}
+
+
 @pytest.fixture
 def stub(tmp_path: Path) -> Path:
     """A stand-in for Python that notes its options, and fails for the names in $FAIL."""
@@ -241,9 +302,10 @@ def test_a_gpu_each(stub: Path, tmp_path: Path) -> None:
     stub.with_name("log").unlink()
     done = sweep("table", **environment(stub, SLEEP="0.3", JOBS="2", PATH=path, CUDA_VISIBLE_DEVICES="3,5"))
     assert set(lines(stub)) == {"3", "5"}
-    stub.with_name("log").unlink()
-    done = sweep("table", **environment(stub, PATH=path, CUDA_VISIBLE_DEVICES=""))
-    assert set(lines(stub)) == {""}
+    for nothing in ("", "-1", "NoDevFiles"):  # the last is what SLURM says; each run is told the same
+        stub.with_name("log").unlink()
+        sweep("table", **environment(stub, PATH=path, CUDA_VISIBLE_DEVICES=nothing))
+        assert set(lines(stub)) == {nothing}
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "short", "text", "digits", "small"])
