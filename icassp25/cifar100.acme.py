@@ -53,7 +53,10 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
             metavar=about.get("metavar") or (None if "choices" in about else METAVARS[kind]),
             help=about["help"] + ("" if option.default is None else " (default: %(default)s)"),
         )
-    config = RunConfig(**vars(parser.parse_args(arguments)))
+    given = vars(parser.parse_args(arguments))
+    config = RunConfig(**given)
+    if config.find_lr and given["lr"] is not None:
+        parser.error(f"--find-lr: expected no --lr {config.lr:g} beside it")
     try:
         config.check()
         ranks.check(config)

@@ -105,6 +105,9 @@ class RunConfig:
         "initial step size, or what scales the optimizer (default: 0.1, or the optimizer's own)",
         bounds=FROM_0,
     )
+    find_lr: bool = option(
+        False, "without --acme, begin with acme.find_lr, whose rate takes the place of --lr"
+    )
     label_smoothing: float = option(0.1, "in the training and the test loss", bounds=(0, 1))
     momentum: float = option(0.9, "beta1; beta2 is always 0.999", bounds=(0, 1))
     weight_decay: float = option(1e-4, "decoupled weight decay, or the optimizer's own kind", bounds=FROM_0)
@@ -207,6 +210,7 @@ class RunConfig:
             (self.unbiased_squares, "-unbiased"),
         )
         of_all = (
+            (self.find_lr, "-found"),
             (self.no_annealing, "-constant"),
             (self.anneal_over != 1, f"-over{self.anneal_over:g}"),
             (self.average_weights, "-averaged"),
@@ -233,6 +237,8 @@ class RunConfig:
         self._check_model()
         if self.optimizer != ACME:
             self._check_peer()
+        fine = not self.find_lr or (self.optimizer == ACME and not self.acme)
+        self._need(fine, "find_lr", "SGD or Adam without --acme")
         one_of_two = self.anneal_over == 1 or not self.no_annealing
         self._need(one_of_two, "anneal_over", "one of the two", "with --no-annealing")
         there = self.precision != "tf32" or self.device != "cpu"

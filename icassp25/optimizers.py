@@ -128,9 +128,6 @@ class Adapter:
         """The model to test: the averaged one where the method averages beside the training."""
         return self.model if self.averager is None else self.averager.averaged_model
 
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
-
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step; the loss of the first evaluation.
 

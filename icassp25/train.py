@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from acme import get_polynomial_multi_avg_fn
+from acme import find_lr, get_polynomial_multi_avg_fn
 from icassp25 import optimizers, runlog, tasks
 from icassp25.capture import CapturedEvaluation, CapturedStep, Evaluation
 from icassp25.config import RunConfig, UsageError
@@ -139,6 +139,11 @@ class Experiment:
             self.train_model = torch.compile(self.model, dynamic=False)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.captures = config.compile and device.type == "cuda"
+        self.progress = Progress()
+        self.found_lr: float | None = None
+        if config.find_lr:
+            self.found_lr = self._find_lr()
+            config = replace(config, lr=self.found_lr)
         self.optimizer = optimizers.make(config, self.model, acme_class, self.captures)
         self.peer = self.optimizer if config.optimizer != ACME else None
         self.scheduler = None
@@ -156,9 +161,33 @@ class Experiment:
             average = get_polynomial_multi_avg_fn()
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
             self.tested_model = self.average
-        self.progress = Progress()
         self.captured: CapturedEvaluation | None = None  # with `compile`, on CUDA
         self.captured_step: CapturedStep | None = None  # that, and an optimizer that is capturable
+
+    def _find_lr(self) -> float:
+        """The rate of `acme.find_lr` on the first batches of a generator of its own, in Acme's units: of averaged gradients.
+
+        Raises:
+            UsageError: there is none.
+        """
+        config, generator = self.config, torch.Generator(self.device).manual_seed(self.config.seed)
+
+        def closures() -> Iterator[Callable[[], Tensor]]:
+            while True:
+                order = self.task.order(generator)[: config.steps_per_epoch * config.batch_size]
+                for chosen in order.split(config.batch_size):
+                    share = self.ranks.share(len(chosen), config.batch_size)
+                    batch = self.task.training(chosen, generator, share)
+                    yield lambda batch=batch: self._evaluate(*batch)[0]
+
+        self.model.train()
+        found = find_lr(
+            self.train_model, closures(), adam=config.adam, betas=(config.momentum, optimizers.BETA2)
+        )
+        if found.lr is None:
+            raise UsageError(f"--find-lr: {found.reason}.")
+        self.progress.evaluations += found.evaluations
+        return found.lr / (1 if config.adam else 1 - config.momentum)
 
     def epoch(self, number: int) -> runlog.Row:
         """Train for one epoch, then test; the row says what came of it."""
@@ -287,7 +316,7 @@ class Experiment:
         return partial(self.captured, batch, targets)
 
     def _evaluate(self, batch: Tensor, targets: Tensor) -> Evaluation:
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         with self._autocast():
             logits = self.train_model(batch)
             loss = self.criterion(logits, targets)
@@ -467,6 +496,7 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
 
     processes = experiment.ranks.size
     return {
+        **({} if experiment.found_lr is None else {"found_lr": experiment.found_lr}),
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "device": f"{processes} × " * (processes > 1) + device_name(experiment.device),
         "processes": processes,

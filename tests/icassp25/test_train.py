@@ -229,6 +229,19 @@ def test_adapt_steps_and_what_was_before_it(tmp_path: Path) -> None:
         train.run(earlier, tmp_path / "earlier.csv")
 
 
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_found_rate_is_that_of_a_run_with_it(tmp_path: Path, adam: bool) -> None:
+    """But for the evaluations that it took; the rate stands in the JSON."""
+    logged, sidecar = go(tmp_path, replace(TINY, find_lr=True, adam=adam))
+    other, plain = go(tmp_path, replace(TINY, lr=sidecar["found_lr"], adam=adam), "other")
+    assert [int(row["evaluations"]) for row in logged] == [124, 128]
+    numbers = [
+        {k: v for k, v in row.items() if k not in ("seconds", "evaluations")} for row in (*logged, *other)
+    ]
+    assert numbers[:2] == numbers[2:] and float(logged[0]["lr"]) == sidecar["found_lr"]
+    assert "found_lr" not in plain
+
+
 def test_without_annealing_the_learning_rate_stays(tmp_path: Path) -> None:
     logged, _ = go(tmp_path, replace(TINY, epochs=3, lr=0.5, no_annealing=True))
     assert [float(row["lr"]) for row in logged] == [0.5] * 3
@@ -539,6 +552,9 @@ def refused(*arguments: str, env: dict[str, str] | None = None) -> str:
         (["--no-such-option"], "no-such-option"),
         (["--bottleneck"], "--bottleneck"),
         (["--precision", "tf32", "--device", "cpu"], "tf32"),
+        (["--find-lr", "--acme"], "--find-lr: expected SGD or Adam"),
+        (["--find-lr", "--optimizer", "sgd"], "--find-lr: expected SGD or Adam"),
+        (["--find-lr", "--lr", "1"], "--find-lr: expected no --lr 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
