@@ -233,8 +233,9 @@ def main() -> None:
     start, rows = time.perf_counter(), []
     for name in chosen:
         for adam in (False, True):
-            rows += rows_of(name, adam)
-            show(f"{name}, {'AdamW' if adam else 'SGD'}", [row for row in rows[-20:] if row["task"] == name])
+            more = rows_of(name, adam)
+            show(f"{name}, {'AdamW' if adam else 'SGD'}", more)
+            rows += more
             save("find_lr", rows, torch.device("cpu"), time.perf_counter() - start)
 
 
