@@ -72,9 +72,7 @@ def main() -> None:
     begin = time.perf_counter()
     configs = configurations(options.study)
     if "sgd" not in configs:
-        arguments.error(
-            f"results/{options.study}/peers holds no run of SGD from the default; scripts/sweep_peers.sh"
-        )
+        arguments.error(f"results/{options.study}/peers holds no run of SGD (scripts/sweep_peers.sh)")
     first = replace(configs["sgd"], threads=torch.get_num_threads())
     device = train.resolve_device(first)
     task = tasks.load(first, device)

@@ -581,6 +581,14 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "x.csv").exists()
 
 
+def test_what_slurm_calls_no_gpu_is_none(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command({**OPTIONS, "device": "auto", "epochs": 1}, tmp_path / "x.csv"), capture_output=True, text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and ", CPU: " in done.stdout, done.stderr
+
+
 def test_wandb_that_is_not_installed_is_said(tmp_path: Path) -> None:
     try:
         import wandb  # noqa: F401
