@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +14,16 @@ from icassp25.files import write_whole
 NOTHING = "—"
 NUMBER = re.compile(r"([+−]?)([\d,]+)(\.\d+)?(?: ± (\d+)(\.\d+)?)?([*†]?)")
 TEX = str.maketrans(
-    {
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---"}
+    | {
         "−": "$-$",
         "±": r"$\pm$",
         "×": r"$\times$",
-        "—": "---",
         "α": r"$\alpha$",
         "†": r"$\dagger$",
         "<": "$<$",
         ">": "$>$",
     }
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {character: "\\" + character for character in "&%$#_{}"}
 )
 
@@ -34,13 +33,18 @@ class Table:
     name: str
     title: str  #: above it in the report
     caption: str
-    frame: (
-        pd.DataFrame
-    )  #: its cells as text; columns are pairs: what stands above them, or nothing, and their names
+    frame: pd.DataFrame  #: cells as text; columns are pairs: what stands above, and their names
     numbers: pd.DataFrame  #: what the cells are made of
     notes: list[str] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)  #: what is to be seen, in sentences
     footer: int = 0  #: so many of the last rows are about the others
+
+    def below(self, lines: Mapping[str, Mapping[tuple[str, str], str]]) -> Table:
+        """The same with more rows, by their names and columns, set off from the others."""
+        _, *others = self.frame.columns
+        rows = [[name, *(cells.get(column, "") for column in others)] for name, cells in lines.items()]
+        frame = pd.concat([self.frame, pd.DataFrame(rows, columns=self.frame.columns)], ignore_index=True)
+        return replace(self, frame=frame, footer=len(rows))
 
     def text(self, style: str) -> str:
         """In one of tabulate's styles."""
@@ -88,20 +92,12 @@ class Table:
     def write(self, out: Path, study: str) -> None:
         """NAME.md, .tex and .csv."""
         out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in (
-            ("md", self.markdown()),
-            ("tex", self.latex(study)),
-            ("csv", self.numbers.to_csv(index=False, lineterminator="\n")),
-        ):
+        numbers = self.numbers.to_csv(index=False, lineterminator="\n")
+        for suffix, text in (("md", self.markdown()), ("tex", self.latex(study)), ("csv", numbers)):
             write_whole(out / f"{self.name}.{suffix}", text)
 
     def __str__(self) -> str:
         return "\n".join([self.caption, "", self.text("simple"), "", *self.summary, *self.notes, ""])
-
-
-def frame_of(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
-    """Numbers by column, of whatever a row has; whole numbers stay whole beside gaps."""
-    return pd.DataFrame(list(rows), dtype=object)
 
 
 def tex(text: str) -> str:
