@@ -65,7 +65,7 @@ class Table:
             [
                 {"selector": "footnotesize", "props": ":"},
                 {"selector": "setlength", "props": r":{\tabcolsep}{2pt}"},
-                {"selector": "sisetup", "props": ":{separate-uncertainty, retain-explicit-plus, "
+                {"selector": "sisetup", "props": ":{separate-uncertainty, retain-zero-uncertainty, retain-explicit-plus, "
                  "group-digits=integer, group-separator={,}, group-minimum-digits=4}"},
             ]
         )  # fmt: skip
@@ -78,7 +78,7 @@ class Table:
             lines.insert(lines.index(r"\bottomrule") - self.footer, r"\midrule")
         fitting = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"
         lines = [fitting + line if line.startswith(r"\begin{tabular}") else line for line in lines]
-        notes = [r"\par\smallskip " + tex(" ".join(self.notes))] * bool(self.notes)
+        notes = [r"\par\smallskip\raggedright " + tex(" ".join(self.notes))] * bool(self.notes)
         lines[-2:] = [lines[-2] + "}", *notes, lines[-1]]
         return "\n".join([r"% Needs \usepackage{booktabs, graphicx, siunitx}.", *lines, ""])
 
@@ -127,7 +127,7 @@ def _siunitx(cells: pd.Series) -> str:
     sign = "+" * any(number[0] for number in found)
     whole = max(len(number[1].replace(",", "")) for number in found)
     decimals = max(len(number[2].lstrip(".")) for number in found)
-    spread = max(len((number[3] + number[4]).replace(".", "")) for number in found)
+    spread = max(len((number[3] + number[4]).replace(".", "").lstrip("0")) for number in found)
     suffix = max(number[5] for number in found)
     room = f", table-space-text-post={{{tex(suffix)}}}" * bool(suffix)
     return f"S[table-format={sign}{whole}.{decimals}{f'({spread})' if spread else ''}{room}]"
