@@ -41,7 +41,7 @@ status: $(VENV)/ready  ## what the sweeps of PRESET have done, and about how lon
 	@PYTHON=$(PYTHON) scripts/status.sh
 
 data: $(VENV)/ready  ## find or download CIFAR-100
-	@$(PYTHON) -m icassp25.data $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+	@$(PYTHON) -m icassp25.data $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
 
 smoke: $(VENV)/ready  ## the whole way in minutes, on synthetic images
 	@PRESET=smoke PYTHON=$(PYTHON) scripts/reproduce.sh

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from study import curves, peer_figures, starts
+from study import pair_figures, peer_figures
 from study.beside_peers import Peers
 from study.collect import parts_of
 from study.command import command_line
@@ -17,9 +17,9 @@ def figures_of_part(results: Path, study: str, part: str) -> Iterator[tuple[str,
     if part == "peers":
         yield from peer_figures.figures(Peers(results, study))
     elif part == "table":
-        yield from curves.figures(load_pairs(results / study / part)[0])
+        yield from pair_figures.curves(load_pairs(results / study / part)[0])
     elif part == "lr":
-        yield from starts.figures(load_starts(results, study)[0])
+        yield from pair_figures.starts(load_starts(results / study / part)[0])
 
 
 def work(results: Path, study: str, out: Path) -> None:

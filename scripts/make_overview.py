@@ -9,8 +9,7 @@ from study.command import command_line
 from study.looks import save
 from study.peer_figures import plot_overview
 
-TASKS = {"cifar100": "CIFAR-100"}
-"""Data sets that are written in another way."""
+TASKS = {"cifar100": "CIFAR-100"}  # data sets that are written in another way
 
 
 def work(results: Path, studies: list[str], out: Path) -> None:
@@ -27,4 +26,4 @@ def work(results: Path, studies: list[str], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(__doc__, work, several="peers"))
+    sys.exit(command_line(__doc__, work, together="peers"))

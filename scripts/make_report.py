@@ -17,37 +17,22 @@ from study.runs import Run, UsageError, device_of, read_study
 from study.words import given
 from study.write import write_whole
 
-FIGURES = {
-    "peers_robustness": "Beside peers: test error after the last epoch against the scale, in multiples of each default.",
-    "peers_price": "Beside peers: test error against what it cost, untuned and tuned.",
-    "peers_budget": "Beside peers: test error of a search for the scale against what the search may cost.",
-    "robustness_error": "Test error after the last epoch against the initial step size.",
-    "robustness_step_size": "The step size over training, from each initial one.",
-    "test_error_evaluations": "Test error against gradient evaluations.",
-    "test_error_seconds": "Test error against seconds of training.",
-    "test_error_epoch": "Test error against epochs.",
-    "train_loss_evaluations": "Training loss against gradient evaluations.",
-    "train_loss_seconds": "Training loss against seconds of training.",
-    "train_loss_epoch": "Training loss against epochs.",
-    "step_size_evaluations": "Step size against gradient evaluations.",
-    "decisions_epoch": "How the step size was decided, by epoch.",
-}
-
 
 def how(runs: list[Run]) -> tuple[list[str], pd.DataFrame]:
     """What all runs have in common, and a line a run of the rest: its name, its options, and what its JSON says."""
-    options = [given(run.config) + given(run.config, {"threads", "device"}) for run in runs]
+    options = [given(run.config) for run in runs]
     common = [option for option in options[0] if all(option in some for some in options)]
     table = pd.DataFrame(
         {
-            "Run": [f"{run.path.parent.name}/{run.path.stem}" for run in runs],
-            "Status": [run.sidecar["status"] for run in runs],
-            "Options": [", ".join(option for option in some if option not in common) for some in options],
-            "Device": [device_of(run) for run in runs],
-            "Commit": [str(run.sidecar["commit"]) for run in runs],
-            "Start (UTC)": [str(run.sidecar.get("start", ""))[:16].replace("T", "\u00a0") for run in runs],
-            "Seconds": [str(run.sidecar.get("duration", "")).split(".")[0] for run in runs],
+            "Run": f"{run.path.parent.name}/{run.path.stem}",
+            "Status": run.sidecar["status"],
+            "Options": ", ".join(option for option in some if option not in common),
+            "Device": device_of(run),
+            "Commit": str(run.sidecar["commit"]),
+            "Start (UTC)": str(run.sidecar.get("start", ""))[:16].replace("T", "\u00a0"),
+            "Seconds": str(run.sidecar.get("duration", "")).split(".")[0],
         }
+        for run, some in zip(runs, options, strict=True)
     )
     same = [name for name in table if len(runs) > 1 and table[name].nunique() == 1]
     return common + [f"{name.lower()} {table[name][0]}" for name in same], table.drop(columns=same)
@@ -55,25 +40,18 @@ def how(runs: list[Run]) -> tuple[list[str], pd.DataFrame]:
 
 def environment(runs: list[Run]) -> pd.DataFrame:
     """Package versions, devices and commits, and how many runs have each."""
-    found = Counter(
-        (name, str(value))
-        for run in runs
-        for name, value in (
-            *run.sidecar["versions"].items(),
-            ("device", device_of(run)),
-            ("commit", run.sidecar["commit"]),
-        )
-        if value is not None
-    )
-    return pd.DataFrame(
-        [(*entry, count) for entry, count in sorted(found.items())], columns=["", "Value", "Runs"]
-    )
+    of_run = [
+        {"device": device_of(run), "commit": run.sidecar["commit"], **run.sidecar["versions"]} for run in runs
+    ]
+    counts = Counter((name, str(value)) for entries in of_run for name, value in entries.items() if value)
+    lines = [(*entry, count) for entry, count in sorted(counts.items())]
+    return pd.DataFrame(lines, columns=["", "Value", "Runs"])
 
 
 def work(results: Path, study: str, out: Path) -> None:
     tables, problems = tables_of(results, study)
     runs = [run for part in parts_of(results / study) for run in read_study(results / study / part)[0]]
-    pictures = {path: words for name, words in FIGURES.items() if (path := out / f"{name}.png").exists()}
+    pictures = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in out.glob("*.png")}
     if not pictures:
         raise UsageError(f"{out} holds no figures; make figures draws them.")
     common, table = how(runs)
@@ -82,7 +60,7 @@ def work(results: Path, study: str, out: Path) -> None:
         study=study,
         problems=problems,
         tables=tables,
-        figures=[(base64.b64encode(path.read_bytes()).decode(), words) for path, words in pictures.items()],
+        pictures=pictures,
         common=common,
         runs=table,
         environment=environment(runs),

@@ -8,7 +8,7 @@
 
 case ${1:-} in
 tables | figures | report) of=(--study "${STUDY:-${PRESET:-quick}}") ;;
-overview) read -ra of <<<"--studies ${STUDIES:-short-float32 text digits}" ;;
+overview) read -ra of <<<"--study ${STUDIES:-short-float32 text digits}" ;;
 *)
     echo "usage: scripts/rebuild.sh tables|figures|report|overview" >&2
     exit 2

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from icassp25.config import RunConfig
+import pandas as pd
+
+from icassp25.config import RunConfig, UsageError
 from icassp25.peers import PEERS
-from icassp25.runlog import Run
-from study.runs import Group, by_key, chance_of, last, load, mean, runs_of
+from study.runs import Group, by_key, chance_of, last, leave_out, load, mean, runs_of
 from study.stats import Numbers, Search, compare, numbers_of, spread
-from study.tables import Cells, difference, error, number, prefixed, seconds, table
-from study.titles import TITLES, rank, title
-from study.words import caption, how, notes, spread_words
+from study.tables import OPTIMIZER, Cells, difference, error, number, prefixed, seconds, table
+from study.titles import about, rank, title
+from study.words import TERMS, ahead, caption, how, missing, notes, scale_of, seeds_of
 from study.write import NOTHING, Table
 
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 14)
@@ -22,39 +22,38 @@ BUDGETS = (1, 2, 3, 4, 5, 6, 7, 14)
 
 
 class Peers:
-    """A study's runs by key and scale, a multiple of the key's default, which is the start of its runs named x1.
-
-    Raises:
-        UsageError: no finished run, or no telling which scale of runs is meant.
-    """
+    """A study's runs by key and scale, a multiple of the key's default, which is the start of its runs named x1."""
 
     def __init__(self, results: Path, study: str) -> None:
         groups, self.left_out = load(results / study / "peers", of_key=frozenset({"lr"}))
         self.groups: dict[str, dict[float, Group]] = {}
         self.defaults: dict[str, float] = {}
-        for key, some in sorted(by_key(groups).items(), key=lambda item: rank(item[0])):
+        for key, some in by_key(groups).items():
             default = next((group.config.lr for group in some if ".x1." in group.runs[0].path.name), None)
             if default is None:
-                self.left_out += [
-                    f"{run.path.name} is left out: no run from the default (x1)." for run in runs_of(some)
-                ]
+                leave_out(self.left_out, some, "no run from the default (x1)")
                 continue
             self.defaults[key] = default
             self.groups[key] = {float(f"{group.config.lr / default:.6g}"): group for group in some}
-        self.runs = self.runs_of(self.groups)
-        self.seeds = sorted({run.config.seed for run in self.runs})
-        self.scales = sorted({scale for scales in self.groups.values() for scale in scales})
-        self.chance = chance_of(self.runs[0])
+        if not self.groups:
+            raise UsageError(" ".join([f"{study}/peers holds no run to compare.", *self.left_out]))
         self.steps = max(map(self.steps_of, self.groups))
         self.whole = [key for key in self.groups if self.steps_of(key) == self.steps]
-        self.step_seconds = _step_seconds(results / "benchmarks" / f"peers-{study}.csv")
+        self.runs, self.whole_runs = runs_of(self.of(self.groups)), runs_of(self.of(self.whole))
+        self.seeds = sorted(seeds_of(self.runs))
+        self.scales = sorted({scale for scales in self.groups.values() for scale in scales})
+        self.chance = chance_of(self.runs[0])
+        timed = results / "benchmarks" / f"peers-{study}.csv"
+        self.step_seconds: dict[str, float] = {}
+        if timed.exists():
+            self.step_seconds = (pd.read_csv(timed, index_col=0).step_ms / 1000).to_dict()
 
-    def runs_of(self, keys: Iterable[str]) -> list[Run]:
-        return [run for key in keys for run in runs_of(self.groups[key].values())]
+    def of(self, keys: Iterable[str]) -> list[Group]:
+        return [group for key in keys for group in self.groups.get(key, {}).values()]
 
     def config(self, key: str) -> RunConfig:
         """Of one of its runs."""
-        return next(iter(self.groups[key].values())).config
+        return self.of([key])[0].config
 
     def steps_of(self, key: str) -> int:
         return self.config(key).epochs * self.config(key).steps_per_epoch
@@ -62,28 +61,21 @@ class Peers:
     def family(self, key: str) -> str:
         """SGD or Adam: which of the two with ACME it is compared with."""
         config = self.config(key)
-        peer = PEERS.get(config.optimizer)
-        return "Adam" if config.adam or (peer is not None and peer.family == "adam") else "SGD"
+        like_adam = config.optimizer in PEERS and PEERS[config.optimizer].family == "adam"
+        return "Adam" if config.adam or like_adam else "SGD"
 
     def group(self, key: str | None, scale: float | None = 1.0) -> Group:
         return self.groups.get(key, {}).get(scale, Group())
 
     def searches(self, key: str) -> dict[int, Search]:
         """By seed, of those that have every scale, where images were held out."""
-        found = {}
+        found, every = {}, [run for scale in self.scales for run in self.group(key, scale).runs]
         for seed in self.seeds:
-            runs = {
-                scale: run
-                for scale in self.scales
-                for run in self.group(key, scale).runs
-                if run.config.seed == seed
-            }
-            if len(runs) == len(self.scales) and self.config(key).validation:
-                found[seed] = Search(
-                    self.scales,
-                    [math.inf if run.diverged else last(run, "validation_error") for run in runs.values()],
-                    [self.chance if run.diverged else 100 * last(run, "test_error") for run in runs.values()],
-                )
+            runs = [run for run in every if run.config.seed == seed]
+            if len(runs) == len(self.scales) and runs[0].config.validation:
+                validation = [math.inf if run.diverged else last(run, "validation_error") for run in runs]
+                test = [self.chance if run.diverged else 100 * last(run, "test_error") for run in runs]
+                found[seed] = Search(self.scales, validation, test)
         return found
 
     def tuned(self, key: str) -> float | None:
@@ -95,18 +87,14 @@ class Peers:
         searches = self.searches(key).values()
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
-    def cost(self, key: str, column: str = "evaluations") -> float | None:
+    def cost(self, key: str | None, column: str = "evaluations") -> float | None:
         """What a run takes: the mean of the last `column` over the runs that did not diverge. Seconds are those that the
         steps take in benchmarks/peers.py, where it has measured this study."""
         if column == "seconds" and self.step_seconds:
-            timed = [
-                name
-                for name in (key, TITLES[key].timed if key in TITLES else "")
-                if name in self.step_seconds
-            ]
             steps = self.cost(key, "steps")
-            return steps * self.step_seconds[timed[0]] if timed and steps is not None else None
-        return mean(last(run, column) for run in self.runs_of([key]) if not run.diverged)
+            timed = next((name for name in (key, about(key).timed) if name in self.step_seconds), None)
+            return steps * self.step_seconds[timed] if steps and timed else None
+        return mean(last(run, column) for run in runs_of(self.of([key])) if not run.diverged)
 
     def price(self, key: str) -> int:
         """Gradient evaluations in those of a whole training at one a step, rounded."""
@@ -115,72 +103,62 @@ class Peers:
     def counterpart(self, key: str, equal: bool = False) -> str | None:
         """ACME from its default with the same base and about as many evaluations: the first in the order of the tables;
         `equal`: preferably one that trains for fewer steps, so that there are no more."""
-        found = [
-            other
-            for other in (self.groups if equal else self.whole)
-            if self.config(other).acme and self.family(other) == self.family(key) and self.group(other).runs
-            and not is_rival(other)
-        ]  # fmt: skip
-        price = self.price(key)
-        return min(
-            found,
-            key=lambda other: (abs(self.price(other) - price), equal and other in self.whole),
-            default=None,
-        )
 
+        def rivals(other: str) -> bool:
+            comparable = self.config(other).acme and not about(other).rival and self.group(other).runs
+            return comparable and self.family(other) == self.family(key)
 
-def is_rival(key: str) -> bool:
-    return key in TITLES and TITLES[key].rival
+        def distance(other: str) -> tuple[int, bool]:
+            return abs(self.price(other) - self.price(key)), equal and other in self.whole
 
-
-def _step_seconds(path: Path) -> dict[str, float]:
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {row["optimizer"]: float(row["step_ms"]) / 1000 for row in csv.DictReader(file)}
+        return min(filter(rivals, self.groups if equal else self.whole), key=distance, default=None)
 
 
 # ── Tables ────────────────────────────────────────────────────────────────────────────────────────────
 
+ERRORS: Cells = {
+    **OPTIMIZER,
+    ("Error, %", "default"): error("default_"),
+    ("Error, %", "tuned"): error("tuned_"),
+}
+DIFFERENCES: Cells = {**difference("default_", "ACME − default"), **difference("tuned_", "ACME − tuned")}
 
-def rows_of(study: Peers, keys: list[str], equal: bool) -> list[Numbers]:
+
+def rows_of(study: Peers, keys: list[str], equal: bool = False) -> list[Numbers]:
     """A method's numbers from its default and its tuned scale, at its worst, and ACME's differences from these."""
     rows = []
     for key in keys:
         other = study.counterpart(key, equal)
         default, tuned, acme = study.group(key), study.group(key, study.tuned(key)), study.group(other)
-        errors = [group.error for group in study.groups[key].values() if group.error is not None]
-        lost = sum(bool(group.diverged) for group in study.groups[key].values())
+        scales = study.groups[key].values()
         rows.append(
-            {
-                "optimizer": title(key),
-                "acme": other and title(other),
-                "is_acme": study.config(key).acme,
-                "start": study.defaults[key],
-            }
+            {"optimizer": title(key), "acme": other and title(other), "is_acme": study.config(key).acme}
+            | {"start": study.defaults[key], "scales": len(study.scales), "chosen": study.tuned(key)}
             | prefixed("default_", numbers_of(default) | compare(default, acme))
             | prefixed("tuned_", numbers_of(tuned) | compare(tuned, acme))
             | prefixed("acme_", numbers_of(acme))
-            | {"chosen": study.tuned(key), "worst_error": max(errors, default=None)}
-            | {"scales": len(study.scales), "scales_diverged": lost}
+            | {"worst_error": max((group.error for group in scales if group.errors), default=None)}
+            | {"scales_diverged": sum(bool(group.diverged) for group in scales)}
             | {f"run_{column}": study.cost(key, column) for column in ("evaluations", "seconds")}
-            | {
-                f"acme_run_{column}": other and study.cost(other, column)
-                for column in ("evaluations", "seconds")
-            }
+            | {f"acme_run_{column}": study.cost(other, column) for column in ("evaluations", "seconds")}
         )
     return rows
 
 
-ERRORS: Cells = {
-    ("", "Optimizer"): lambda row: row["optimizer"],
-    ("Test error, %", "default"): error("default_"),
-    ("Test error, %", "tuned"): error("tuned_"),
-}
-DIFFERENCES: Cells = {
-    **difference("default_", "ACME − default"),
-    **difference("tuned_", "ACME − tuned"),
-}
+def lines_of(study: Peers, keys: list[str]) -> list[str]:
+    wanted = {key: len(study.scales if key in study.whole else study.groups[key]) for key in keys}
+    timed = bool(study.step_seconds)
+    lines = missing(study.of(keys), wanted) + notes(study.of(keys), study.left_out, timed)
+    return (
+        lines
+        + ["Seconds: steps times what one takes in benchmarks/peers.py, without tests and start."] * timed
+    )
+
+
+def peer_tables(results: Path, name: str) -> list[Table]:
+    study = Peers(results, name)
+    made = [peers_table(study), equal_table(study), budget_table(study)]
+    return [table for table in made if table is not None]
 
 
 def peers_table(study: Peers) -> Table:
@@ -190,190 +168,137 @@ def peers_table(study: Peers) -> Table:
         lost = f", diverged at {row['scales_diverged']} of {row['scales']}" * bool(row["scales_diverged"])
         return number("worst_error", ".2f")(row) + lost
 
-    def unless_acme(text):
-        return lambda row: NOTHING if row["is_acme"] else text(row)
-
-    rows = rows_of(study, study.whole, equal=False)
-    others = dict.fromkeys(row["acme"] for row in rows if not row["is_acme"] and row["acme"])
+    rows = rows_of(study, study.whole)
+    others = [row for row in rows if not row["is_acme"]]
+    acme = "; ".join(dict.fromkeys(row["acme"] for row in others if row["acme"]))
+    words = (
+        f"At the same epochs: peers from their default, tuned and worst of {len(study.scales)} scales, and "
+    )
+    words += f"ACME from its default, with the same base ({acme})"
     return table(
         "peers",
         "Beside peers",
-        "ACME beside its peers, at the same epochs: test error in % after the last epoch "
-        f"({spread_words(study.runs)}) from the default scale, from the scale of {len(study.scales)} with the lowest "
-        "last-epoch validation error (chosen with the first seed, and used with all), and from the worst scale (mean "
-        "over seeds); gradient evaluations and seconds of one run. The differences are those of ACME from its default "
-        f"with the same base (SGD or Adam) and about as many evaluations a step ({'; '.join(others)}), in percentage "
-        "points, paired by seed, with their 95 % confidence interval by Student's t. "
-        f"{caption(study.runs_of(study.whole))}.",
+        caption(words, study.whole_runs, "tuned", "differences", "cost"),
         rows,
         {
             **ERRORS,
-            ("Test error, %", "at"): lambda row: NOTHING if row["chosen"] is None else f"×{row['chosen']:g}",
-            ("Test error, %", "worst"): worst,
-            ("", "Evaluations"): number("run_evaluations", ",.0f"),
+            ("Error, %", "at"): lambda row: NOTHING if row["chosen"] is None else f"×{row['chosen']:g}",
+            ("Error, %", "worst"): worst,
+            ("", "Evaluations"): number("run_evaluations"),
             ("", "Seconds"): seconds("run_seconds"),
             ("", "Seeds"): lambda row: str(row["default_seeds"] + row["default_diverged"]),
-            **{column: unless_acme(text) for column, text in DIFFERENCES.items()},
+            **{
+                column: lambda row, text=text: NOTHING if row["is_acme"] else text(row)
+                for column, text in DIFFERENCES.items()
+            },
         },
-        notes=how([group for key in study.whole for group in study.groups[key].values()], study.defaults)
-        + notes_of(study, study.whole),
-        summary=summary(study),
+        notes=how(study.of(study.whole), study.defaults) + lines_of(study, study.whole),
+        summary=[ahead_of(others, side) for side in ("default", "tuned")],
     )
+
+
+def ahead_of(rows: list[Numbers], side: str) -> str:
+    differences = {row["optimizer"]: row[f"{side}_difference"] for row in rows}
+    return ahead(f"ACME from its default is ahead of its {side} peers in", differences)
 
 
 def equal_table(study: Peers) -> Table:
     """Every peer beside ACME at no more gradient evaluations, or about as many."""
-    keys = [key for key in study.groups if not study.config(key).acme or is_rival(key)]
+    keys = [key for key in study.groups if not study.config(key).acme or about(key).rival]
     rows = rows_of(study, keys, equal=True)
     costs = [(row["acme_run_evaluations"], row["run_evaluations"]) for row in rows]
     no_more = all(acme <= own for acme, own in costs if acme and own)
-    others = dict.fromkeys(row["acme"] for row in rows if row["acme"])
+    acme = "; ".join(dict.fromkeys(row["acme"] for row in rows if row["acme"]))
+    words = f"At {'no more' if no_more else 'about as many'} gradient evaluations, those of a search not counted: peers, "
+    words += f"and ACME from its default, with the same base ({acme})"
     return table(
         "peers_equal",
         "Beside peers, equal evaluations",
-        f"ACME beside its peers, at {'no more' if no_more else 'about as many'} gradient evaluations: one run of each. "
-        f"ACME from its default scale, with the same base ({'; '.join(others)}). As published it is also among the "
-        f"peers, for half the epochs. Test error in % after the last epoch ({spread_words(study.runs)}); the tuned scale has the "
-        f"lowest last-epoch validation error of {len(study.scales)} with the first seed, whose runs are not counted "
-        "here. Differences in percentage points, paired by seed, with their 95 % confidence interval by Student's t. "
-        f"{caption(study.runs)}.",
+        caption(words, study.runs, "tuned", "differences", "cost"),
         rows,
         {
             **ERRORS,
-            ("Test error, %", "ACME"): error("acme_"),
+            ("Error, %", "ACME"): error("acme_"),
             **DIFFERENCES,
-            ("Evaluations", "without"): number("run_evaluations", ",.0f"),
-            ("Evaluations", "ACME"): number("acme_run_evaluations", ",.0f"),
+            ("Evaluations", "without"): number("run_evaluations"),
+            ("Evaluations", "ACME"): number("acme_run_evaluations"),
             ("Seconds", "without"): seconds("run_seconds"),
             ("Seconds", "ACME"): seconds("acme_run_seconds"),
         },
-        notes=notes_of(study, list(study.groups)),
+        notes=lines_of(study, list(study.groups)),
     )
 
 
 def budget_table(study: Peers) -> Table | None:
     """The test error of a random search over the scales, for a number of evaluations in all."""
     one = min((cost for key in study.whole if (cost := study.cost(key))), default=0)
-    rows, budgets = [], [round(budget * one) for budget in BUDGETS]
+    budgets = [round(budget * one) for budget in BUDGETS]
+    rows = []
     for key in study.whole:
         cost = study.cost(key)
         row: Numbers = {"optimizer": title(key), "run": cost, "seeds": len(study.searches(key))}
-        for budget, evaluations in zip(BUDGETS, budgets, strict=True):
-            runs = min(int(budget * one / cost + 1e-6), len(study.scales)) if cost else 0
+        for budget in budgets:
+            runs = min(int(budget / cost + 1e-6), len(study.scales)) if cost else 0
             for way, outwards in (("random", False), ("outwards", True)):
-                found = spread(study.budget(key, runs, outwards) if runs else [])
-                row |= prefixed(
-                    f"{evaluations}_{way}_", dict(zip(("error_mean", "error_std"), found, strict=True))
-                )
+                found = study.budget(key, runs, outwards) if runs else []
+                row |= prefixed(f"{budget}_{way}_", spread(found))
         rows.append(row)
     if not any(row["seeds"] for row in rows):
         return None
-    short = [
+    left_out = [
         f"Left out of the searches: {title(key)}, seed {seed}: not every scale has its run."
         for key in study.whole
         for seed in study.seeds
         if seed not in study.searches(key)
     ]
+    words = (
+        "What a user gets who does not know the scale, for a number of gradient evaluations in all: the error to be expected "
+        "of the run with the lowest last-epoch validation error, of those that they pay for, at scales drawn without "
+        f"replacement from {len(study.scales)} (after Dodge et al., Show Your Work, EMNLP 2019). A diverged run counts as "
+        f"{study.chance:.3g} % and is chosen last. The CSV has a search from the default outwards too"
+    )
     above = "Gradient evaluations"
     return table(
         "peers_budget",
         "Beside peers, search included",
-        "What a user gets who does not know the scale: the expected test error in % of the best by last-epoch validation "
-        "error of the runs that a number of gradient evaluations pays for, search included, at scales drawn without "
-        f"replacement from {len(study.scales)} over the decades around the default (after Dodge et al., Show Your Work, "
-        f"EMNLP 2019; {spread_words(study.runs)}). A diverged run counts as {study.chance:.3g} % and is never chosen before one "
-        f"that is not. The CSV has the same for a search from the default outwards. {caption(study.runs_of(study.whole))}.",
+        caption(words, study.whole_runs),
         rows,
         {
-            ("", "Optimizer"): lambda row: row["optimizer"],
-            (above, "a run"): number("run", ",.0f"),
-            **{(above, f"{evaluations:,}"): error(f"{evaluations}_random_") for evaluations in budgets},
+            **OPTIMIZER,
+            (above, "a run"): number("run"),
+            **{(above, f"{budget:,}"): error(f"{budget}_random_") for budget in budgets},
         },
-        notes=notes_of(study, study.whole) + short,
+        notes=lines_of(study, study.whole) + left_out,
     )
 
 
 def overview_table(studies: Mapping[str, Peers]) -> Table:
     """Every method in every study: from its default scale, tuned, and from one scale drawn at random."""
-    keys = sorted({key for study in studies.values() for key in study.whole}, key=rank)
-    rows = []
-    for key in keys:
+    rows, lines = [], []
+    for key in sorted({key for study in studies.values() for key in study.whole}, key=rank):
         row: Numbers = {"optimizer": title(key)}
         for task, study in studies.items():
-            there = key in study.groups
-            tuned = study.tuned(key) if there else None
-            evaluations, steps = (
-                study.cost(key, column) if there else None for column in ("evaluations", "steps")
-            )
-            row |= {f"{task}_evaluations_a_step": evaluations and evaluations / steps}
+            evaluations, tuned = study.cost(key), study.tuned(key)
+            row[f"{task}_evaluations_a_step"] = evaluations and evaluations / study.cost(key, "steps")
             row |= prefixed(f"{task}_default_", numbers_of(study.group(key)))
             row |= prefixed(f"{task}_tuned_", numbers_of(study.group(key, tuned)))
-            row |= {
-                f"{task}_chosen": tuned,
-                f"{task}_random_error": mean(study.budget(key, 1)) if there else None,
-            }
+            row |= {f"{task}_chosen": tuned, f"{task}_random_error": mean(study.budget(key, 1))}
         rows.append(row)
 
-    def evaluations(row: Numbers) -> str:
+    def evaluations_a_step(row: Numbers) -> str:
         found = [value for task in studies if (value := row[f"{task}_evaluations_a_step"]) is not None]
-        return (
-            " to ".join(dict.fromkeys(f"{end:.3g}" for end in (min(found), max(found)))) if found else NOTHING
-        )
+        return " to ".join(dict.fromkeys(f"{end(found):.3g}" for end in (min, max) if found)) or NOTHING
 
-    columns = {("", "Optimizer"): lambda row: row["optimizer"], ("", "Evaluations a step"): evaluations}
-    lines = []
+    columns = {**OPTIMIZER, ("", "Evaluations a step"): evaluations_a_step}
     for task, study in studies.items():
         above = f"{task}, error in %"
         columns |= {(above, side): error(f"{task}_{side}_", digits=1) for side in ("default", "tuned")}
         columns[above, "random"] = number(f"{task}_random_error", ".1f")
-        scale = f"{caption(study.runs_of(study.whole))}; {len(study.scales)} scales."
-        lines += [f"{task}: {line}" for line in [scale, *notes_of(study, study.whole)]]
-    return table(
-        "overview",
-        "Beside peers, on several tasks",
-        "ACME beside its peers: test error in % after the last epoch, mean ± standard deviation over the seeds: from the "
-        "default scale; tuned, which is from the scale with the lowest last-epoch validation error with the first seed, after a "
-        "run from each; and random, which is to be expected of one run from a scale drawn at random from those "
-        "over six decades (a diverged run counts as guessing).",
-        rows,
-        columns,
-        notes=lines,
+        scale = f"{scale_of(study.whole_runs)}; {len(study.scales)} scales."
+        lines += [f"{task}: {line}" for line in [scale, *lines_of(study, study.whole)]]
+    words = (
+        "ACME beside its peers: test error in % after the last epoch, mean ± standard deviation over seeds. Default: from "
+        f"the default scale. {TERMS['tuned']} Random: to be expected of one run from a scale drawn at random from those "
+        "over six decades; a diverged run counts as guessing."
     )
-
-
-def notes_of(study: Peers, keys: list[str]) -> list[str]:
-    groups = [group for key in keys for group in study.groups[key].values()]
-    wanted = {key: len(study.scales if key in study.whole else study.groups[key]) for key in keys}
-    lines = notes(groups, study.left_out, wanted, timed=bool(study.step_seconds))
-    if study.step_seconds:
-        lines.append(
-            "Seconds: the steps of a run times what one takes in benchmarks/peers.py, tests and start left out."
-        )
-    return lines
-
-
-def summary(study: Peers) -> list[str]:
-    """How many peers ACME from its default is ahead of, for each way that takes about one evaluation a step."""
-    lines = []
-    for key in study.whole:
-        if not study.config(key).acme or study.price(key) > 1:
-            continue
-        rivals = [
-            other
-            for other in study.whole
-            if not study.config(other).acme and study.family(other) == study.family(key)
-        ]
-        for name, scales in (
-            ("default", dict.fromkeys(rivals, 1.0)),
-            ("tuned", {other: study.tuned(other) for other in rivals}),
-        ):
-            means = {
-                title(other): compare(study.group(other, scale), study.group(key))["difference"]
-                for other, scale in scales.items()
-            }
-            ahead = [other for other, mean in means.items() if mean is not None and mean < 0]
-            count = sum(mean is not None for mean in means.values())
-            if count:
-                words = f"{title(key)} from its default is ahead of {len(ahead)} of {count} {name} peers"
-                lines.append(words + f": {', '.join(ahead)}" * bool(ahead) + ".")
-    return lines
+    return table("overview", "Beside peers, on several tasks", words, rows, columns, notes=lines)

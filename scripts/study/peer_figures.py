@@ -1,4 +1,4 @@
-"""ACME beside its peers: errors over the scales, their price, and what a search for the scale gets."""
+"""ACME beside its peers: errors over the scales, and what a search for the scale gets."""
 
 from __future__ import annotations
 
@@ -12,40 +12,35 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from study.beside_peers import Peers
-from study.looks import CROSSES, caption, draw_errors, new_figure
-from study.stats import spread
-from study.titles import GREY, TITLES, rank, title
-from study.words import caption as words_of
+from study.looks import CROSSES, describe, draw_errors, grey, new_figure
+from study.runs import mean
+from study.titles import GREY, about, rank, title
 
 FAMILIES = ("SGD", "Adam")
 LEGEND_LINE = 0.155  # inches
+LOST = "diverged (some seed)"
 LOW_ERROR = 10.0
 """In %: where errors come below it, as on a task that is nearly solved, their axis is logarithmic."""
 
 
 def figures(study: Peers) -> Iterator[tuple[str, Figure]]:
     yield "peers_robustness", plot_robustness(study)
-    yield "peers_price", plot_price(study)
     yield "peers_budget", plot_budget(study)
 
 
 def look_of(key: str) -> dict[str, Any]:
     """ACME's lines, which all others are compared with, are wide and above them."""
-    one = TITLES[key]
+    one = about(key)
     look = {"color": one.color, "marker": one.marker, "linestyle": one.line}
     if "acme" in key:
-        look |= (
-            {"linewidth": 2.4, "zorder": 3} | {"markersize": 4, "zorder": 4}
-            if one.line == "-"
-            else {"linewidth": 2.4, "zorder": 3}
-        )
+        look |= {"linewidth": 2.4, "zorder": 3} | ({"markersize": 4, "zorder": 4} if one.line == "-" else {})
     return look
 
 
 def drawn(studies: Iterable[Peers], family: str) -> list[str]:
     """The keys that have a look, of the whole trainings."""
     keys = {key for study in studies for key in study.whole if study.family(key) == family}
-    return sorted((key for key in keys if key in TITLES and TITLES[key].color), key=rank)
+    return sorted((key for key in keys if about(key).color), key=rank)
 
 
 def handles_of(keys: list[str]) -> list[Line2D]:
@@ -53,25 +48,18 @@ def handles_of(keys: list[str]) -> list[Line2D]:
 
 
 def chance_handle(study: Peers | None = None) -> Line2D:
-    label = "chance" if study is None else f"chance ({study.chance:.3g} %)"
-    return Line2D([], [], color=GREY, linestyle=":", label=label)
+    return grey("chance" if study is None else f"chance ({study.chance:.3g} %)", linestyle=":")
 
 
-def diverged_handle() -> Line2D:
-    return Line2D([], [], color=GREY, label="diverged (some seed)", **CROSSES)
-
-
-def panels(keys: Sequence[list[str]], rows: int, height: float, extra: list[Line2D], **shared: Any) -> tuple[Figure, Any]:  # fmt: skip
+def panels(keys: Sequence[list[str]], rows: int, height: float, extra: list[Line2D], **shared: Any) -> Any:
     """A figure and its panels, a column for each family, with one legend a family under its column, of its `keys`, and
-    one line for what all panels share.
-
-    Legends are wider than panels, which would shrink for them: hence a part of their own.
+    one line for what all share. Legends are wider than panels, which would shrink for them: hence a part of their own.
     """
     lines = max(math.ceil(len(some) / 2) for some in keys) + 1.7
     figure = new_figure(height)
     above, below = figure.subfigures(2, 1, height_ratios=(height - lines * LEGEND_LINE, lines * LEGEND_LINE))
+    look = {"ncols": 2, "handlelength": 2.4, "columnspacing": 0.8, "borderaxespad": 0}
     for center, some in zip((0.25, 0.75), keys, strict=True):
-        look = {"ncols": 2, "handlelength": 2.4, "columnspacing": 0.8, "borderaxespad": 0}
         below.legend(handles=handles_of(some), loc="upper center", bbox_to_anchor=(center, 1), **look)
     below.legend(handles=extra, loc="lower center", ncols=len(extra), borderaxespad=0.2)
     return figure, above.subplots(rows, len(keys), squeeze=False, **shared)
@@ -104,9 +92,7 @@ def draw_robustness(axes: Axes, study: Peers, family: str) -> tuple[float, int]:
     lowest, lines = study.chance, 0
     for key in drawn([study], family):
         look, groups = look_of(key), study.groups[key]
-        errors = {
-            scale: list(group.errors.values()) for scale, group in sorted(groups.items()) if group.finished
-        }
+        errors = {x: list(group.errors.values()) for x, group in sorted(groups.items()) if group.finished}
         lowest = min([lowest, *(min(values) for values in errors.values())])
         draw_errors(axes, errors, len(study.seeds) > 1, elinewidth=0.8, **look)
         lost = [scale for scale, group in groups.items() if group.diverged]
@@ -132,7 +118,7 @@ def plot_robustness(study: Peers) -> Figure:
     """Last-epoch test error against the multiple of each method's default scale; crosses above the panel diverged."""
     keys = [drawn([study], family) for family in FAMILIES]
     lost = any(group.diverged for some in keys for key in some for group in study.groups[key].values())
-    extra = [chance_handle(study), *[diverged_handle()] * lost]
+    extra = [chance_handle(study), *[grey(LOST, **CROSSES)] * lost]
     figure, [grid] = panels(keys, 1, 4.0, extra, sharex=True, sharey=True)
     found = [draw_robustness(axes, study, family) for axes, family in zip(grid, FAMILIES, strict=True)]
     robustness_axes(grid[0], study, min(low for low, _ in found))
@@ -141,75 +127,32 @@ def plot_robustness(study: Peers) -> Figure:
         axes.tick_params(axis="x", labelsize=6.5)
         axes.set_title(f"{family} and what builds on it", pad=6 + 5.5 * max(lines for _, lines in found))
     grid[0].set_ylabel("test error after the last epoch, %")
-    several = "Mean over seeds, bars from the smallest to the largest. " * (len(study.seeds) > 1)
-    caption(figure, several + words_of(study.runs_of(study.whole)))
-    return figure
-
-
-def plot_price(study: Peers) -> Figure:
-    """Errors at what they cost: a run from the default scale, and the best of all scales with the search paid for."""
-    keys = [drawn([study], family) for family in FAMILIES]
-    dots = {"color": GREY, "linestyle": "", "marker": "o", "markersize": 5}
-    extra = [
-        Line2D([], [], **dots, markerfacecolor="white", label="one run, from the default scale"),
-        Line2D([], [], **dots, label=f"best by validation of {len(study.scales)} scales, all runs paid for"),
-    ]
-    figure, grid = panels(keys, 2, 5.6, extra, sharex="row", sharey=True)
-    lowest = study.chance
-    seconds = f"seconds of {'steps' if study.step_seconds else 'training'} in all"
-    for row, (column, label) in zip(grid, (("evaluations", "gradient evaluations in all"), ("seconds", seconds)), strict=True):  # fmt: skip
-        for axes, some in zip(row, keys, strict=True):
-            for key in some:
-                look, cost = look_of(key), study.cost(key, column)
-                ends = ((1, study.group(key), "white"), (len(study.scales), study.group(key, study.tuned(key)), look["color"]))  # fmt: skip
-                points = [(runs, group.error, face) for runs, group, face in ends if group.error is not None]
-                if cost is None or not points:
-                    continue
-                line = {**look, "marker": "", "linewidth": 0.5 * look.get("linewidth", 1.2)}
-                axes.plot([cost * runs for runs, _, _ in points], [error for _, error, _ in points], **line)
-                lowest = min([lowest, *(error for _, error, _ in points)])
-                for runs, error, face in points:
-                    dot = {"color": look["color"], "marker": look["marker"], "zorder": 5}
-                    axes.plot(cost * runs, error, **dot, markersize=5, markerfacecolor=face)
-            axes.set_xlabel(label)
-        cost_axis(row[0])
-        row[0].set_ylabel("test error after the last epoch, %")
-    error_axis(grid[0][0], lowest)
-    for axes, family in zip(grid[0], FAMILIES, strict=True):
-        axes.set_title(f"{family} and what builds on it")
-    caption(figure, "Mean over seeds. " * (len(study.seeds) > 1) + words_of(study.runs_of(study.whole)))
+    describe(figure, study.whole_runs, "Mean over seeds, bars from the smallest to the largest. ")
     return figure
 
 
 def plot_budget(study: Peers) -> Figure:
     """Test error of a search for the scale against the evaluations it may take in all."""
-    keys = [
-        [key for key in drawn([study], family) if study.searches(key) and study.cost(key)]
-        for family in FAMILIES
-    ]
+    keys = [[key for key in drawn([study], family) if study.searches(key)] for family in FAMILIES]
     figure, grid = panels(keys, 2, 5.6, [chance_handle(study)], sharex=True, sharey="row")
-    lowest, complete = study.chance, set()
-    for row, outwards, order in zip(grid, (False, True), ("scales in random order", "from the default outwards"), strict=True):  # fmt: skip
+    draws = range(1, len(study.scales) + 1)
+    for row, outwards in zip(grid, (False, True), strict=True):
+        lowest = study.chance
         for axes, family, some in zip(row, FAMILIES, keys, strict=True):
             if not outwards:
                 draw_chance(axes, study)
             for key in some:
-                draws = range(1, len(study.scales) + 1)
-                means = [spread(study.budget(key, count, outwards))[0] for count in draws]
-                lowest = min([lowest, *means])
-                complete.add(len(study.searches(key)))
+                means = [mean(study.budget(key, count, outwards)) for count in draws]
+                lowest = min(lowest, *means)
                 axes.plot([study.cost(key) * count for count in draws], means, **look_of(key))
-            axes.set_title(f"{family}: {order}")
+            axes.set_title(f"{family}: {'from the default outwards' * outwards or 'scales in random order'}")
+            axes.set_xlabel("gradient evaluations in all, search included" * outwards)
         row[0].set_ylabel("test error, %")
         error_axis(row[0], lowest)
     cost_axis(grid[0][0])
-    for axes in grid[1]:
-        axes.set_xlabel("gradient evaluations in all, search included")
-    words = "Mean over seeds. " * (len(study.seeds) > 1)
-    if complete and min(complete) < len(study.seeds):
-        count = " to ".join(map(str, sorted({min(complete), max(complete)})))
-        words = f"Mean over the seeds that have every scale, {count} of {len(study.seeds)}. "
-    caption(figure, words + words_of(study.runs_of(study.whole)))
+    fewest = min((len(study.searches(key)) for some in keys for key in some), default=len(study.seeds))
+    some = f" that have every scale, at least {fewest} of {len(study.seeds)}" * (fewest < len(study.seeds))
+    describe(figure, study.whole_runs, f"Mean over {'the ' * bool(some)}seeds{some}. ")
     return figure
 
 
@@ -231,6 +174,6 @@ def plot_overview(studies: Mapping[str, Peers]) -> Figure:
         grid[0].set_ylabel(f"{family} and what builds on it:\ntest error after the last epoch, %")
         grid[len(studies) // 2].set_xlabel("scale, in multiples of the method's default")
         handles = handles_of(drawn(studies.values(), family))
-        handles += [chance_handle(), diverged_handle()] * (family == FAMILIES[-1])
+        handles += [chance_handle(), grey(LOST, **CROSSES)] * (family == FAMILIES[-1])
         row.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=2.6, columnspacing=1.5)
     return figure

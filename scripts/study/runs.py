@@ -15,14 +15,15 @@ from pathlib import Path
 
 from icassp25.config import WHERE_AND_HOW, RunConfig, UsageError
 from icassp25.runlog import Run, read_study
+from study.titles import rank
 
 DEFAULTS = RunConfig().to_dict()
 OPTIONS = {name: value for name, value in DEFAULTS.items() if name not in WHERE_AND_HOW | {"device"}}.keys()
 """What makes a run, in order."""
 SCALE = frozenset(
-    {"dataset", "train_images", "validation", "batch_size", "model", "depth", "width_alpha", "bottleneck", "dropout"}
-    | {"label_smoothing", "momentum", "weight_decay", "precision", "compile"}
-)  # fmt: skip
+    {"dataset", "train_images", "validation", "batch_size", "model", "depth", "width_alpha", "bottleneck"}
+    | {"dropout", "label_smoothing", "momentum", "weight_decay", "precision", "compile"}
+)
 """What runs of one folder must agree in, whatever the folder is about."""
 FLAGS = frozenset({"adam", "asam", "nesterov", "acme"})
 TEXT = "text_sha256"  # in the JSON of runs that learn a text
@@ -68,11 +69,6 @@ class Group:
     def error(self) -> float | None:
         return statistics.fmean(self.errors.values()) if self.errors else None
 
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation of the errors, None below two seeds."""
-        return statistics.stdev(self.errors.values()) if len(self.errors) > 1 else None
-
     def mean(self, column: str) -> float | None:
         """Of a column's last values."""
         return mean(last(run, column) for run in self.finished)
@@ -87,20 +83,19 @@ def mean(values: Iterable[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def load(folder: Path, free: AbstractSet[str] = OPTIONS - SCALE, of_key: AbstractSet[str] = OPTIONS) -> tuple[list[Group], list[str]]:  # fmt: skip
+def load(
+    folder: Path, free: AbstractSet[str] = OPTIONS - SCALE, of_key: AbstractSet[str] = OPTIONS
+) -> tuple[list[Group], list[str]]:
     """A folder's groups, and why its other runs are left out.
 
     Runs must agree in all options but `free` and the seed; those of one key in all but `of_key` as well. Where they do
-    not, the most count.
-
-    Raises:
-        UsageError: no finished run there, or as many runs of one kind as of another.
+    not, the most count; a `UsageError` where there are as many of one kind as of another, or no finished run.
     """
     runs, left_out = read_study(folder)
     if not runs:
         sweep = f"scripts/sweep_{folder.name}.sh"
         raise UsageError(" ".join([f"{folder} holds no finished run; {sweep} makes them.", *left_out]))
-    keys: dict[object, list[Run]] = {}
+    keys: dict[str, list[Run]] = {}
     for run in _most(runs, OPTIONS - free, folder, left_out):
         keys.setdefault(key_of(run), []).append(run)
     groups: dict[object, dict[int, Run]] = {}
@@ -113,14 +108,25 @@ def load(folder: Path, free: AbstractSet[str] = OPTIONS - SCALE, of_key: Abstrac
     return [Group(tuple(group[seed] for seed in sorted(group))) for group in groups.values()], left_out
 
 
+def leave_out(left_out: list[str], groups: Iterable[Group], reason: str) -> None:
+    left_out += [f"{run.path.name} is left out: {reason}." for run in runs_of(groups)]
+
+
 def identity(config: RunConfig, but: AbstractSet[str] = frozenset()) -> tuple[object, ...]:
     """What makes runs the same: all options but the seed and `but`."""
     return tuple(getattr(config, name) for name in OPTIONS if name != "seed" and name not in but)
 
 
+def varied(groups: Iterable[Group]) -> set[str]:
+    """The options in which groups differ."""
+    configs = [group.config for group in groups]
+    return {name for name in OPTIONS - {"seed"} if len({getattr(config, name) for config in configs}) > 1}
+
+
 def by_key(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """In the order of the tables, and of the initial step sizes."""
     found: dict[str, list[Group]] = {}
-    for group in sorted(groups, key=lambda group: group.config.lr):
+    for group in sorted(groups, key=lambda group: (rank(group.key), group.config.lr)):
         found.setdefault(group.key, []).append(group)
     return found
 
@@ -139,28 +145,25 @@ def chance_of(run: Run) -> float:
     return 100 * float(run.sidecar.get("chance", run.config.about.chance))
 
 
-def _value(run: Run, name: str) -> object:
-    return run.sidecar.get(name) if name == TEXT else getattr(run.config, name)
-
-
 def _most(runs: list[Run], fixed: AbstractSet[str], folder: Path, left_out: list[str]) -> list[Run]:
-    """The largest set of runs that agree in the options `fixed`, and in the text; the others are named in `left_out`."""
-    names = [*(name for name in OPTIONS if name in fixed - {"seed"}), TEXT]
+    """The largest set of runs that agree in the options `fixed`, and in the text; others are named in `left_out`."""
+
+    def kind_of(run: Run) -> dict[str, object]:
+        options = {name: getattr(run.config, name) for name in OPTIONS if name in fixed - {"seed"}}
+        return options | {TEXT: run.sidecar.get(TEXT)}
+
     kinds: dict[object, list[Run]] = {}
     for run in runs:
-        kinds.setdefault(tuple(_value(run, name) for name in names), []).append(run)
+        kinds.setdefault(tuple(kind_of(run).values()), []).append(run)
     most, *others = sorted(kinds.values(), key=len, reverse=True)
-
-    def different(run: Run) -> list[str]:
-        return [name for name in names if _value(run, name) != _value(most[0], name)]
-
+    usual = kind_of(most[0])
     for kind in others:
+        different = {name: value for name, value in kind_of(kind[0]).items() if value != usual[name]}
         if len(kind) == len(most):
             raise UsageError(
-                f"{folder} mixes runs that differ in {', '.join(different(kind[0]))}, as many of one kind as of the "
-                f"other ({most[0].path.name}, {kind[0].path.name}): move one kind to a study of its own."
+                f"{folder} mixes runs that differ in {', '.join(different)}, as many of one kind as of the other "
+                f"({most[0].path.name}, {kind[0].path.name}): move one kind to a study of its own."
             )
-        for run in kind:
-            reasons = [f"{name} is {_value(run, name)}, most have {_value(most[0], name)}" for name in different(run)]  # fmt: skip
-            left_out.append(f"{run.path.name} is left out: {', '.join(reasons)}.")
+        reasons = [f"{name} is {value}, most have {usual[name]}" for name, value in different.items()]
+        leave_out(left_out, [Group(tuple(kind))], ", ".join(reasons))
     return most

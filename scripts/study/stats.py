@@ -9,17 +9,14 @@ from dataclasses import dataclass
 
 from study.runs import Group
 
-SIGNIFICANT = 0.05
-CONFIDENCE = 0.95
-
+SIGNIFICANT, CONFIDENCE = 0.05, 0.95
 Numbers = dict[str, object]
 """A row, or a part of one, in full."""
 
 
 def numbers_of(group: Group) -> Numbers:
     return {
-        "error_mean": group.error,
-        "error_std": group.deviation,
+        **spread(list(group.errors.values())),
         "seeds": len(group.finished),
         "diverged": len(group.diverged),
         "evaluations": group.mean("evaluations"),
@@ -80,13 +77,14 @@ class Search:
 
     def outwards(self, draws: int) -> float:
         """Test error of the best by validation of the `draws` scales nearest to the default, the smaller first."""
-        order = sorted(range(len(self.scales)), key=lambda i: (round(abs(math.log10(self.scales[i])), 6), self.scales[i]))  # fmt: skip
+        distance = [(round(abs(math.log10(scale)), 6), scale) for scale in self.scales]
+        order = sorted(range(len(self.scales)), key=distance.__getitem__)
         return self.test[min(order[:draws], key=lambda i: self.validation[i])]
 
 
-def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation, None below one value and two."""
-    return (
-        statistics.fmean(values) if values else None,
-        statistics.stdev(values) if len(values) > 1 else None,
-    )
+def spread(values: Sequence[float]) -> Numbers:
+    """Mean and sample standard deviation of errors, None below one value and two."""
+    return {
+        "error_mean": statistics.fmean(values) if values else None,
+        "error_std": statistics.stdev(values) if len(values) > 1 else None,
+    }

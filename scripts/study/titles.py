@@ -52,22 +52,18 @@ TITLES = {
     "dog": Title("DoG", GREEN, "D", "-."),
     "sam": Title("SAM", PURPLE, "v", "--"),
     "asam": Title("ASAM", BROWN, "P", ":"),
-    "sgd-nesterov": Title("SGD + Nesterov"),
-    "sgd-nesterov-acme": Title("SGD + Nesterov + ACME"),
-    "sgd-asam": Title("SGD + ASAM"),
-    "sgd-asam-acme": Title("SGD + ASAM + ACME"),
-    "sgd-asam-nesterov": Title("SGD + ASAM + Nesterov"),
-    "sgd-asam-nesterov-acme": Title("SGD + ASAM + Nesterov + ACME"),
-    "adam-nesterov": Title("Adam + Nesterov"),
-    "adam-nesterov-acme": Title("Adam + Nesterov + ACME"),
-    "adam-asam": Title("Adam + ASAM"),
-    "adam-asam-acme": Title("Adam + ASAM + ACME"),
-    "adam-asam-nesterov": Title("Adam + ASAM + Nesterov"),
-    "adam-asam-nesterov-acme": Title("Adam + ASAM + Nesterov + ACME"),
 }  # fmt: skip
 
-PAIRS = ("sgd", "sgd-nesterov", "sgd-asam", "sgd-asam-nesterov", "adam", "adam-nesterov", "adam-asam", "adam-asam-nesterov")  # fmt: skip
+PLUS = {"acme": "ACME", "asam": "ASAM", "nesterov": "Nesterov"}
+"""What is added to a title."""
+PAIRS = tuple(
+    base + more for base in ("sgd", "adam") for more in ("", "-nesterov", "-asam", "-asam-nesterov")
+)
 """The 8 optimizers of the table, each of which it has with ACME too: with `-acme` after its key."""
+
+
+def about(key: str | None) -> Title:
+    return TITLES.get(key, Title(str(key)))
 
 
 def known(key: str) -> str:
@@ -78,9 +74,11 @@ def known(key: str) -> str:
 
 
 def title(key: str) -> str:
-    """The key's, else that of the longest known key that it begins with, and its rest: "SGD + ACME, slower"."""
+    """The key's, else that of the longest known key that it begins with, and its rest: "SGD + ASAM, slower"."""
     one = known(key)
-    return key if not one else TITLES[one].text + f", {key[len(one) + 1 :]}" * (one != key)
+    rest = [word for word in key[len(one) :].split("-") if word]
+    words = [f" + {PLUS[word]}" if word in PLUS else f", {word}" for word in rest]
+    return TITLES[one].text + "".join(words) if one else key
 
 
 def rank(key: str) -> tuple[int, str]:

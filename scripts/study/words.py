@@ -9,45 +9,62 @@ from collections.abc import Set as AbstractSet
 from icassp25.config import RunConfig
 from icassp25.peers import PEERS
 from icassp25.runlog import Run
-from study.runs import OPTIONS, SCALE, Group, by_key, device_of, runs_of
-from study.titles import rank, title
+from study.runs import OPTIONS, SCALE, Group, by_key, device_of, runs_of, varied
+from study.titles import title
+
+TERMS = {
+    "differences": "Differences: ACME's error minus the other's in percentage points, paired by seed, with their 95 % "
+    "confidence interval by Student's t.",
+    "cost": "Evaluations: of the gradient, in one run. Seconds: of its training.",
+    "lr": "lr: the learning rate, with ACME the initial step size.",
+    "tuned": "Tuned: from the scale with the lowest last-epoch validation error with the first seed, used with all, "
+    "after a run from each.",
+}
+"""What words in the head of a table mean."""
 
 
-def spread_words(runs: Iterable[Run]) -> str:
-    several = len({run.config.seed for run in runs}) > 1
-    return "mean ± standard deviation over seeds" if several else "one seed"
+def caption(what: str, runs: list[Run], *terms: str) -> str:
+    """What a table shows of the runs, what its words mean, and the scale of the runs."""
+    errors = "mean ± standard deviation over seeds" if len(seeds_of(runs)) > 1 else "one seed"
+    said = [f"{what}.", f"Test error in % after the last epoch ({errors}).", *map(TERMS.get, terms)]
+    return " ".join([*said, f"{scale_of(runs)}."])
+
+
+def seeds_of(runs: Iterable[Run]) -> set[int]:
+    return {run.config.seed for run in runs}
+
+
+def text_of(value: object) -> str:
+    return "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def given(config: RunConfig, names: AbstractSet[str] = OPTIONS) -> list[str]:
     """Those of the options `names` that are not the defaults, in their order: "acme", "gain 2"."""
     default = RunConfig(dataset=config.dataset, model=config.model)
-    found = []
-    for name in OPTIONS:
-        value = getattr(config, name)
-        if name in names and value != getattr(default, name):
-            found.append(name if value is True else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")  # fmt: skip
-    return found
+    values = {name: getattr(config, name) for name in OPTIONS if name in names}
+    return [
+        name if value is True else f"{name} {text_of(value)}"
+        for name, value in values.items()
+        if value != getattr(default, name)
+    ]
 
 
-def caption(runs: list[Run]) -> str:
+def scale_of(runs: list[Run]) -> str:
     """The scale of the runs in words: model, data, epochs, batch, seeds, device, precision; where they differ, each."""
     config = runs[0].config
     unit = config.about.unit
 
     def each(values: Iterable[object], join: str = " or ") -> str:
-        return join.join(
-            f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(set(values))
-        )
+        return join.join(map(text_of, sorted(set(values))))
 
-    if config.model == "WRN":
-        model = f"WRN-{config.depth}-{config.width_alpha}"
-    elif config.model == "transformer":
-        model = f"Transformer, {config.depth} layers, width {config.width_alpha}"
-    elif config.model == "MLP":
-        model = f"MLP, hidden layers {config.depth} × {config.width_alpha}"
-    else:
-        model = f"PyramidNet-{config.depth}, α = {config.width_alpha}" + ", bottleneck" * config.bottleneck
-    epochs, seeds = each(run.config.epochs for run in runs), each((run.config.seed for run in runs), ", ")
+    model = {
+        "WRN": f"WRN-{config.depth}-{config.width_alpha}",
+        "transformer": f"Transformer, {config.depth} layers, width {config.width_alpha}",
+        "MLP": f"MLP, hidden layers {config.depth} × {config.width_alpha}",
+        "Pyramid": f"PyramidNet-{config.depth}, α = {config.width_alpha}"
+        + ", bottleneck" * config.bottleneck,
+    }[config.model]
+    epochs, seeds = each(run.config.epochs for run in runs), each(seeds_of(runs), ", ")
     limits = each(run.config.limit_train_batches for run in runs)
     parts = [
         f"{model} ({runs[0].sidecar['parameters']:,} parameters)",
@@ -66,46 +83,48 @@ def caption(runs: list[Run]) -> str:
 
 
 def how(groups: list[Group], defaults: Mapping[str, float] | None = None) -> list[str]:
-    """A line for each key: its default, the options that its runs have in common, and how the authors of a peer use it."""
-    said = SCALE | {"lr", "seed", "optimizer"}
-    said |= {name for name in ("epochs", "limit_train_batches") if len({getattr(group.config, name) for group in groups}) == 1}  # fmt: skip
+    """A line a key: its default, the options that its runs have in common, and how the authors of a peer use it."""
+    said = SCALE | {"lr", "seed", "optimizer"} | ({"epochs", "limit_train_batches"} - varied(groups))
     lines = []
-    for key, some in sorted(by_key(groups).items(), key=lambda item: rank(item[0])):
+    for key, some in by_key(groups).items():
         config = some[0].config
         peer = PEERS.get(config.optimizer)
-        common = {
-            name for name in OPTIONS - said if len({getattr(group.config, name) for group in some}) == 1
-        }
         scale = peer.scale if peer else "initial step size" if config.acme else "learning rate"
         words = [f"×1 is {defaults[key]:g}, the {scale}"] if defaults else []
-        words += [", ".join(given(config, common))]
-        if peer is not None:
-            words += [peer.how, f"weight decay {peer.decay} ({peer.source})"]
-        lines.append(
-            f"{title(key)}: {'; '.join(filter(None, words)) or 'all options as they are by default'}."
-        )
+        words.append(", ".join(given(config, OPTIONS - said - varied(some))))
+        words += [peer.how, f"weight decay {peer.decay} ({peer.source})"] if peer else []
+        lines.append(f"{title(key)}: {'; '.join(filter(None, words)) or 'all options by default'}.")
     return lines
 
 
-def notes(
-    groups: list[Group], left_out: list[str], wanted: Mapping[str, int], timed: bool = False
-) -> list[str]:
-    """What the reader has to know: the runs missing of the keys `wanted`, from so many starts each, for all seeds that
-    there are; which diverged or were left out; and, unless they are `timed` elsewhere, whether seconds compare."""
-    runs, found = runs_of(groups), by_key(groups)
-    seeds = {run.config.seed for run in runs}
+def missing(groups: list[Group], wanted: Mapping[str, int]) -> list[str]:
+    """Of the keys `wanted`, which lack runs from so many starts each, for all seeds that there are."""
+    seeds, found = len(seeds_of(runs_of(groups))), by_key(groups)
+    lacking = {key: starts * seeds - len(runs_of(found.get(key, []))) for key, starts in wanted.items()}
+    return [
+        f"Missing: {title(key)}, {count} of {wanted[key] * seeds} runs."
+        for key, count in lacking.items()
+        if count > 0
+    ]
+
+
+def notes(groups: list[Group], left_out: list[str], timed: bool = False) -> list[str]:
+    """Which runs diverged or were left out; and, unless they are `timed` elsewhere, whether seconds compare."""
     lines = []
-    for key, starts in wanted.items():
-        whole, there = starts * len(seeds), len(runs_of(found.get(key, [])))
-        if there < whole:
-            lines.append(f"Missing: {title(key)}, {whole - there} of {whole} runs.")
-    for key, some in sorted(found.items(), key=lambda item: rank(item[0])):
+    for key, some in by_key(groups).items():
         lost = Counter(group.config.lr for group in some for _ in group.diverged)
         if lost:
             starts = ", ".join(f"{lr:g} ({count})" for lr, count in lost.items())
             lines.append(f"Diverged: {title(key)} from {starts}.")
     if any(group.diverged and group.finished for group in groups):
         lines.append("* over the seeds that did not diverge.")
-    if not timed and len({device_of(run) for run in runs}) > 1:
+    if not timed and len(set(map(device_of, runs_of(groups)))) > 1:
         lines.append("The runs come from several devices: their seconds do not compare.")
     return lines + sorted(left_out)
+
+
+def ahead(words: str, differences: Mapping[str, float | None]) -> str:
+    """In how many cases ACME's difference to the other is below zero, and in which."""
+    found = {name: difference for name, difference in differences.items() if difference is not None}
+    lower = [name for name, difference in found.items() if difference < 0]
+    return f"{words} {len(lower)} of {len(found)}" + f": {', '.join(lower)}" * bool(lower) + "."

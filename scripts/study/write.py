@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +14,16 @@ from icassp25.files import write_whole
 NOTHING = "—"
 NUMBER = re.compile(r"([+−]?)([\d,]+)(\.\d+)?(?: ± (\d+)(\.\d+)?)?([*†]?)")
 TEX = str.maketrans(
-    {
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---"}
+    | {
         "−": "$-$",
         "±": r"$\pm$",
         "×": r"$\times$",
-        "—": "---",
         "α": r"$\alpha$",
         "†": r"$\dagger$",
         "<": "$<$",
         ">": "$>$",
     }
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {character: "\\" + character for character in "&%$#_{}"}
 )
 
@@ -34,13 +33,18 @@ class Table:
     name: str
     title: str  #: above it in the report
     caption: str
-    frame: (
-        pd.DataFrame
-    )  #: its cells as text; columns are pairs: what stands above them, or nothing, and their names
+    frame: pd.DataFrame  #: cells as text; columns are pairs: what stands above, and their names
     numbers: pd.DataFrame  #: what the cells are made of
     notes: list[str] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)  #: what is to be seen, in sentences
     footer: int = 0  #: so many of the last rows are about the others
+
+    def below(self, lines: Mapping[str, Mapping[tuple[str, str], str]]) -> Table:
+        """The same with more rows, by their names and columns, set off from the others."""
+        _, *others = self.frame.columns
+        rows = [[name, *(cells.get(column, "") for column in others)] for name, cells in lines.items()]
+        frame = pd.concat([self.frame, pd.DataFrame(rows, columns=self.frame.columns)], ignore_index=True)
+        return replace(self, frame=frame, footer=len(rows))
 
     def text(self, style: str) -> str:
         """In one of tabulate's styles."""
@@ -61,7 +65,7 @@ class Table:
             [
                 {"selector": "footnotesize", "props": ":"},
                 {"selector": "setlength", "props": r":{\tabcolsep}{2pt}"},
-                {"selector": "sisetup", "props": ":{separate-uncertainty, retain-explicit-plus, "
+                {"selector": "sisetup", "props": ":{separate-uncertainty, retain-zero-uncertainty, retain-explicit-plus, "
                  "group-digits=integer, group-separator={,}, group-minimum-digits=4}"},
             ]
         )  # fmt: skip
@@ -74,7 +78,7 @@ class Table:
             lines.insert(lines.index(r"\bottomrule") - self.footer, r"\midrule")
         fitting = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"
         lines = [fitting + line if line.startswith(r"\begin{tabular}") else line for line in lines]
-        notes = [r"\par\smallskip " + tex(" ".join(self.notes))] * bool(self.notes)
+        notes = [r"\par\smallskip\raggedright " + tex(" ".join(self.notes))] * bool(self.notes)
         lines[-2:] = [lines[-2] + "}", *notes, lines[-1]]
         return "\n".join([r"% Needs \usepackage{booktabs, graphicx, siunitx}.", *lines, ""])
 
@@ -88,20 +92,12 @@ class Table:
     def write(self, out: Path, study: str) -> None:
         """NAME.md, .tex and .csv."""
         out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in (
-            ("md", self.markdown()),
-            ("tex", self.latex(study)),
-            ("csv", self.numbers.to_csv(index=False, lineterminator="\n")),
-        ):
+        numbers = self.numbers.to_csv(index=False, lineterminator="\n")
+        for suffix, text in (("md", self.markdown()), ("tex", self.latex(study)), ("csv", numbers)):
             write_whole(out / f"{self.name}.{suffix}", text)
 
     def __str__(self) -> str:
         return "\n".join([self.caption, "", self.text("simple"), "", *self.summary, *self.notes, ""])
-
-
-def frame_of(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
-    """Numbers by column, of whatever a row has; whole numbers stay whole beside gaps."""
-    return pd.DataFrame(list(rows), dtype=object)
 
 
 def tex(text: str) -> str:
@@ -131,7 +127,7 @@ def _siunitx(cells: pd.Series) -> str:
     sign = "+" * any(number[0] for number in found)
     whole = max(len(number[1].replace(",", "")) for number in found)
     decimals = max(len(number[2].lstrip(".")) for number in found)
-    spread = max(len((number[3] + number[4]).replace(".", "")) for number in found)
+    spread = max(len((number[3] + number[4]).replace(".", "").lstrip("0")) for number in found)
     suffix = max(number[5] for number in found)
     room = f", table-space-text-post={{{tex(suffix)}}}" * bool(suffix)
     return f"S[table-format={sign}{whole}.{decimals}{f'({spread})' if spread else ''}{room}]"

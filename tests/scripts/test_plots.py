@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from study import curves, starts
+from study import pair_figures
 from study.looks import save
 from study.tables import load_pairs, load_starts
 from study.titles import PAIRS, title
@@ -48,11 +48,11 @@ def test_all_figures_are_there(figures: Path) -> None:
 
 
 def test_same_bytes_from_the_same_csvs(results: Path, figures: Path, tmp_path: Path) -> None:
-    runs, lr = load_pairs(results / "three" / "table")[0], load_starts(results, "three")[0]
-    save(curves.plot_pairs(runs, "seconds", "test_error"), tmp_path, "test_error_seconds")
-    save(curves.plot_decisions(runs, "epoch"), tmp_path, "decisions_epoch")
-    save(starts.plot_errors(lr), tmp_path, "robustness_error")
-    save(starts.plot_step_sizes(lr), tmp_path, "robustness_step_size")
+    runs, lr = load_pairs(results / "three" / "table")[0], load_starts(results / "three" / "lr")[0]
+    save(pair_figures.plot_pairs(runs, "seconds", "test_error"), tmp_path, "test_error_seconds")
+    save(pair_figures.plot_decisions(runs, "epoch"), tmp_path, "decisions_epoch")
+    save(pair_figures.plot_errors(lr), tmp_path, "robustness_error")
+    save(pair_figures.plot_step_sizes(lr), tmp_path, "robustness_step_size")
     again = sorted(tmp_path.iterdir())
     assert len(again) == 8
     for path in again:
@@ -88,7 +88,7 @@ def frames(folder: Path, pattern: str) -> list[pd.DataFrame]:
 
 @pytest.mark.parametrize("abscissa", ["epoch", "evaluations", "seconds"])
 def test_curves_show_the_mean_and_the_band(results: Path, abscissa: str) -> None:
-    figure = curves.plot_pairs(load_pairs(results / "three" / "table")[0], abscissa, "test_error")
+    figure = pair_figures.plot_pairs(load_pairs(results / "three" / "table")[0], abscissa, "test_error")
     axes = next(axes for axes in figure.axes if axes.get_title() == "Adam + Nesterov")
     for line, band, name in zip(
         axes.lines, axes.collections, ("adam-nesterov", "adam-nesterov-acme"), strict=True
@@ -106,7 +106,7 @@ def test_curves_show_the_mean_and_the_band(results: Path, abscissa: str) -> None
 
 
 def test_decisions_fill_the_panel(results: Path) -> None:
-    figure = curves.plot_decisions(load_pairs(results / "three" / "table")[0], "evaluations")
+    figure = pair_figures.plot_decisions(load_pairs(results / "three" / "table")[0], "evaluations")
     layers = figure.axes[0].patches
     runs = frames(results / "three" / "table", "sgd-acme.seed*.csv")
     names = [*(f"share_{code}" for code in range(8)), "share_nonfinite"]
@@ -126,7 +126,7 @@ def test_diverged_runs_end_in_a_cross(made: SimpleNamespace, tmp_path: Path) -> 
     folder = tmp_path / "s" / "table"
     made.run(folder / "sgd.a.csv", seed=42)
     made.run(folder / "sgd.b.csv", 3, seed=43)
-    figure = curves.plot_pairs(load_pairs(tmp_path / "s" / "table")[0], "epoch", "train_loss")
+    figure = pair_figures.plot_pairs(load_pairs(tmp_path / "s" / "table")[0], "epoch", "train_loss")
     axes = figure.axes[0]
     mean, lost, cross = axes.lines
     assert list(mean.get_xdata()) == [1, 2, 3, 4]  # of the finished run alone
@@ -142,12 +142,12 @@ def test_a_missing_seed_is_said(made: SimpleNamespace, tmp_path: Path) -> None:
         ("sgd-acme.seed43", {"seed": 43, "acme": True}),
     ):
         made.run(tmp_path / "s" / "table" / f"{name}.csv", **options)
-    figure = curves.plot_pairs(load_pairs(tmp_path / "s" / "table")[0], "epoch", "test_error")
+    figure = pair_figures.plot_pairs(load_pairs(tmp_path / "s" / "table")[0], "epoch", "test_error")
     assert figure.axes[0].get_title() == "SGD\nwithout: 1 of 2 seeds"
 
 
 def test_robustness_marks_what_diverged(results: Path) -> None:
-    figure = starts.plot_errors(load_starts(results, "three")[0])
+    figure = pair_figures.plot_errors(load_starts(results / "three" / "lr")[0])
     for axes, name in zip(figure.axes, ("sgd", "adam"), strict=True):
         assert axes.get_xscale() == "log"
         curves = {container.lines[0].get_linestyle(): container.lines[0] for container in axes.containers}
@@ -169,7 +169,7 @@ def test_robustness_marks_what_diverged(results: Path) -> None:
 
 
 def test_trajectories_begin_at_the_initial_step_size(results: Path) -> None:
-    figure = starts.plot_step_sizes(load_starts(results, "three")[0])
+    figure = pair_figures.plot_step_sizes(load_starts(results / "three" / "lr")[0])
     for axes, name in zip(figure.axes, ("sgd", "adam"), strict=True):
         assert axes.get_yscale() == "log"
         assert [line.get_ydata()[0] for line in axes.lines] == [1e-4, 1e-2, 1, 100]
@@ -184,19 +184,19 @@ def test_trajectories_begin_at_the_initial_step_size(results: Path) -> None:
 def test_one_seed_and_one_epoch_can_be_drawn(made: SimpleNamespace, tmp_path: Path) -> None:
     made.table(tmp_path / "s" / "table", (42,), epochs=1, dataset="synthetic")
     made.lr(tmp_path / "s" / "lr", (42,), (0.1,), epochs=1, dataset="synthetic")
-    table, lr = load_pairs(tmp_path / "s" / "table")[0], load_starts(tmp_path, "s")[0]
+    table, lr = load_pairs(tmp_path / "s" / "table")[0], load_starts(tmp_path / "s" / "lr")[0]
     for figure in (
-        curves.plot_pairs(table, "epoch", "step_size"),
-        curves.plot_decisions(table, "epoch"),
-        starts.plot_errors(lr),
-        starts.plot_step_sizes(lr),
+        pair_figures.plot_pairs(table, "epoch", "step_size"),
+        pair_figures.plot_decisions(table, "epoch"),
+        pair_figures.plot_errors(lr),
+        pair_figures.plot_step_sizes(lr),
     ):
         assert "synthetic data (not CIFAR-100)" in figure.get_suptitle().replace("\n", " ")
         assert "over seeds" not in figure.get_suptitle()
 
 
 def test_text_is_large_enough_to_print(results: Path) -> None:
-    figure = curves.plot_pairs(load_pairs(results / "three" / "table")[0], "epoch", "step_size")
+    figure = pair_figures.plot_pairs(load_pairs(results / "three" / "table")[0], "epoch", "step_size")
     from matplotlib.text import Text
 
     figure.draw_without_rendering()

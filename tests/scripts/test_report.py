@@ -138,8 +138,8 @@ def test_it_prints(report: Path, tmp_path: Path) -> None:
             assert words[-1][4] != heading
     whole = [" ".join(re.findall(r'">(.*?)</word>', text)) for text in pages]
     for caption, row in (
-        ("Test error after the last epoch without", "Adam + ASAM + Nesterov"),
-        ("from each initial step size;", "Max − min"),
-        ("At equal gradient evaluations:", "Adam + ASAM + Nesterov"),
+        ("Without and with ACME, initial", "Adam + ASAM + Nesterov"),
+        ("From each initial step size,", "Max − min"),
+        ("At equal gradient evaluations,", "Adam + ASAM + Nesterov"),
     ):
         assert any(caption in text and row in text.split(caption)[1] for text in whole), caption

@@ -82,7 +82,7 @@ def test_table_numbers(results: Path, made_of: SimpleNamespace) -> None:
         adam, asam, nesterov = flags(row["optimizer"])
         base = runs[(runs.adam == adam) & (runs.asam == asam) & (runs.nesterov == nesterov)]
         sides = {}
-        for side, acme in (("without", False), ("acme", True)):
+        for side, acme in (("without", False), ("with", True)):
             part = base[base.acme == acme].sort_values("seed")
             sides[side] = errors = 100 * part["test_error"].to_numpy()
             assert len(errors) == row[f"{side}_seeds"] == 3 and row[f"{side}_diverged"] == 0
@@ -90,7 +90,7 @@ def test_table_numbers(results: Path, made_of: SimpleNamespace) -> None:
             assert row[f"{side}_error_std"] == pytest.approx(np.std(errors, ddof=1), rel=1e-9)
             assert row[f"{side}_evaluations"] == 40 * (1 + asam + acme)
             assert row[f"{side}_seconds"] == pytest.approx(part["seconds"].mean(), rel=1e-12)
-        difference = sides["acme"] - sides["without"]
+        difference = sides["with"] - sides["without"]
         assert row["difference"] == pytest.approx(difference.mean(), rel=1e-9)
         # the paired t-test, written out
         t = difference.mean() / (difference.std(ddof=1) / np.sqrt(3))
@@ -107,8 +107,8 @@ def test_robustness_numbers(results: Path, made_of: SimpleNamespace) -> None:
     rows = {row[0]: row for row in cells(made_of.folder / "robustness.md")}
     for column, base in ((1, "sgd"), (6, "adam")):
         mine = runs[runs.adam == (base == "adam")]
-        for place, side in ((column, "without"), (column + 1, "acme")):
-            part = mine[mine.acme == (side == "acme")]
+        for place, side in ((column, "without"), (column + 1, "with")):
+            part = mine[mine.acme == (side == "with")]
             lost = ~np.isfinite(part["test_loss"])
             means = 100 * part[~lost].groupby("lr")["test_error"].mean()
             for lr, row in table.iterrows():
@@ -121,7 +121,7 @@ def test_robustness_numbers(results: Path, made_of: SimpleNamespace) -> None:
             some = "†" * (len(means) < 4)
             assert rows["Best"][place] == f"{means.min():.2f}"
             assert rows["Max − min"][place] == f"{means.max() - means.min():.2f}{some}"
-            assert rows["Evaluations"][place] == str(40 * (1 + (side == "acme")))
+            assert rows["Evaluations"][place] == str(40 * (1 + (side == "with")))
             assert rows["Seconds"][place] == f"{part[~lost]['seconds'].mean():.1f}"
         for lr in (1e-4, 1e-2, 1.0):
             both = mine[mine.lr == lr].sort_values("seed")
@@ -138,7 +138,7 @@ def test_texts_show_the_numbers(made_of: SimpleNamespace) -> None:
     rows = {row[0]: row for row in cells(made_of.folder / "table.md")}
     latex = (made_of.folder / "table.tex").read_text()
     for row in numbers:
-        error = f"{float(row['acme_error_mean']):.2f} ± {float(row['acme_error_std']):.2f}"
+        error = f"{float(row['with_error_mean']):.2f} ± {float(row['with_error_std']):.2f}"
         difference, low, high = (
             signed(float(row[name])) for name in ("difference", "interval_low", "interval_high")
         )
@@ -233,8 +233,8 @@ def test_caption_says_the_scale(made_of: SimpleNamespace) -> None:
 def test_summary_says_what_won(made_of: SimpleNamespace) -> None:
     table = pd.read_csv(made_of.folder / "table.csv")
     better = table[table["difference"] < 0]["optimizer"].tolist()
-    assert f"ACME has the lower error in {len(better)} of 8 pairs" in made_of.printed
-    lowest = table[["without_error_mean", "acme_error_mean"]].min().min()
+    assert f"ACME has the lower error in {len(better)} of 8" in made_of.printed
+    lowest = table[["without_error_mean", "with_error_mean"]].min().min()
     assert re.search(rf"Lowest error: .*, {lowest:.2f} %\.", made_of.printed)
     significant = (table["p_value"] < 0.05).sum()
     assert f"{significant} of 8 paired tests give p < 0.05" in made_of.printed
@@ -347,7 +347,7 @@ def test_one_seed_has_neither_deviation_nor_test(made: SimpleNamespace, tmp_path
     assert {row[4] for row in rows_of(table).values()} == {"one seed"}
     assert "±" not in table.text("pipe") and "±" not in table.caption
     assert "synthetic data (not CIFAR-100)" in table.caption
-    assert table.numbers["p_value"].isna().all() and table.numbers["acme_error_std"].isna().all()
+    assert table.numbers["p_value"].isna().all() and table.numbers["with_error_std"].isna().all()
     assert "One seed: no test tells these differences from chance." in table.summary
 
 
@@ -405,7 +405,7 @@ def test_equal_evaluations(made: SimpleNamespace, tmp_path: Path) -> None:
     table = equal_table(tmp_path, "s")
     numbers = numbers_of(table)
     for name, evaluations in (("SGD", 80), ("SGD + ASAM", 120)):
-        assert numbers[name]["without_evaluations"] == numbers[name]["acme_evaluations"] == evaluations
+        assert numbers[name]["without_evaluations"] == numbers[name]["with_evaluations"] == evaluations
         assert numbers[name]["pairs"] == 2
     errors = [
         [100 * pd.read_csv(path)["test_error"].iloc[-1] for path in sorted(where.glob(f"{name}.seed*.csv"))]
