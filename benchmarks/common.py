@@ -68,7 +68,7 @@ def save(name: str, rows: Sequence[Row], device: torch.device, begin: float, **m
 
 def show(title: str, rows: Sequence[Row], hidden: Sequence[str] = ()) -> None:
     """Print `rows` as a table of aligned columns, without those that are `hidden`."""
-    table = pd.DataFrame(rows).drop(columns=list(hidden))
+    table = pd.DataFrame(rows).drop(columns=list(hidden)).fillna(float("nan"))
     print(f"\n{title}\n{table.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}", flush=True)
 
 

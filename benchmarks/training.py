@@ -166,7 +166,7 @@ def measure(model: str, device: torch.device, turns: int, images: int | None) ->
                     "of_limit": statistics.median(limits) / seconds,
                     "to_usual": None,
                     "first_epoch_s": first,
-                    "pays_after_epochs": (first - seconds) / saved if saved > 0 else None,
+                    "pays_after_epochs": (first - seconds) / saved if compiled and saved > 0 else None,
                     "recompiled": graphs() - after if compiled else None,
                     "better": epochs.better if switches.get("acme") else None,
                     "graphs": after - before if compiled else None,
