@@ -40,9 +40,9 @@ SOURCES = (
 )
 
 STALL_SECONDS = 20.0
-# Bytes a second. A source slower than the first is passed over while others are untried; if none is
-# faster, the slow ones get a second chance at the second, at which the archive still takes five hours.
-MINIMUM_RATES = (150_000.0, 10_000.0)
+MINIMUM_RATE = (
+    50_000.0  # bytes a second, at which the archive takes an hour; a slower source is left for the next
+)
 CHUNK_BYTES = 1 << 16
 FILES = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
@@ -270,21 +270,16 @@ class _SourceFailed(Exception):
     """This source does not give the archive; the message is the reason."""
 
 
-class _TooSlow(_SourceFailed):
-    """This source would give the archive, but below the minimum rate."""
-
-
 def download(
     folder: Path, sources: Sequence[str] = SOURCES, archive: Archive = OFFICIAL,
-    stall_seconds: float = STALL_SECONDS, minimum_rates: Sequence[float] = MINIMUM_RATES,
+    stall_seconds: float = STALL_SECONDS, minimum_rate: float = MINIMUM_RATE,
 ) -> Path:  # fmt: skip
     """Fetch the archive from the first source that gives it, and unpack it into `folder`.
 
     A source is left for the next one when it refuses, breaks off, sends nothing for `stall_seconds`, sends
-    less than the minimum rate (bytes a second) over `stall_seconds`, or sends other bytes than the archive's.
-    Those that were only too slow are tried again with the next, lower minimum rate. Nothing is written before
-    the archive's MD5 is right, and archive and files appear by rename. An intact archive already in the
-    folder is not fetched again. Returns the folder that holds the files.
+    less than `minimum_rate` (bytes a second) over `stall_seconds`, or sends other bytes than the archive's. Nothing
+    is written before the archive's MD5 is right, and archive and files appear by rename. An intact archive already
+    in the folder is not fetched again. Returns the folder that holds the files.
 
     Raises:
         UsageError: no source gives the archive (each is named with its reason), or the folder cannot be
@@ -294,7 +289,7 @@ def download(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (packed.is_file() and _md5(packed.read_bytes()) == archive.md5):
-            write_whole(packed, _fetch(packed, sources, archive, stall_seconds, minimum_rates))
+            write_whole(packed, _fetch(packed, sources, archive, stall_seconds, minimum_rate))
         return _unpack(packed, archive)
     except OSError as error:
         raise UsageError(
@@ -304,26 +299,19 @@ def download(
 
 
 def _fetch(
-    packed: Path, sources: Sequence[str], archive: Archive, stall_seconds: float, rates: Sequence[float]
+    packed: Path, sources: Sequence[str], archive: Archive, stall_seconds: float, minimum_rate: float
 ) -> bytes:
     """The archive from the first source that gives it; a `UsageError` names each with its reason."""
-    reasons: dict[str, str] = {}
-    remaining = list(sources)
-    for minimum_rate in rates:
-        too_slow = []
-        for source in remaining:
-            _say(f"downloading {source}{archive.name}")
-            try:
-                return _receive(source + archive.name, archive, stall_seconds, minimum_rate)
-            except _SourceFailed as failure:
-                reasons[source] = str(failure)
-                _say(f"{source}: {failure}")
-                if isinstance(failure, _TooSlow):
-                    too_slow.append(source)
-        remaining = too_slow
-    tried = "; ".join(f"{source} {reason}" for source, reason in reasons.items())
+    reasons = []
+    for source in sources:
+        _say(f"downloading {source}{archive.name}")
+        try:
+            return _receive(source + archive.name, archive, stall_seconds, minimum_rate)
+        except _SourceFailed as failure:
+            reasons.append(f"{source} {failure}")
+            _say(f"{source}: {failure}")
     raise UsageError(
-        f"No source gave {archive.name} ({tried}): put the files {', '.join(archive.files)} from a copy of "
+        f"No source gave {archive.name} ({'; '.join(reasons)}): put the files {', '.join(archive.files)} from a copy of "
         f"it into {(packed.parent / archive.folder).resolve()}, or name a folder that holds {archive.folder}/ "
         f"with --data-dir."
     )
@@ -356,7 +344,7 @@ def _receive(url: str, archive: Archive, stall_seconds: float, minimum_rate: flo
                 if elapsed >= stall_seconds and len(content) < archive.size:
                     rate = (len(content) - before) / elapsed
                     if rate < minimum_rate:
-                        raise _TooSlow(f"sends only {rate / 1e3:.1f} kB/s")
+                        raise _SourceFailed(f"sends only {rate / 1e3:.1f} kB/s")
                     window_start, before = time.monotonic(), len(content)
     except urllib.error.HTTPError as error:
         raise _SourceFailed(f"answers {error.code} {error.reason}") from error

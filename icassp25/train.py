@@ -165,11 +165,7 @@ class Experiment:
         self.captured_step: CapturedStep | None = None  # that, and an optimizer that is capturable
 
     def _find_lr(self) -> float:
-        """The rate of `acme.find_lr` on the first batches of a generator of its own, in Acme's units: of averaged gradients.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """The rate of `acme.find_lr`, of averaged gradients, on batches of a generator of its own."""
         config, generator = self.config, torch.Generator(self.device).manual_seed(self.config.seed)
 
         def closures() -> Iterator[Callable[[], Tensor]]:
@@ -181,9 +177,8 @@ class Experiment:
                     yield lambda batch=batch: self._evaluate(*batch)[0]
 
         self.model.train()
-        found = find_lr(
-            self.train_model, closures(), adam=config.adam, betas=(config.momentum, optimizers.BETA2)
-        )
+        betas = config.momentum, optimizers.BETA2
+        found = find_lr(self.train_model, closures(), adam=config.adam, betas=betas)
         if found.lr is None:
             raise UsageError(f"--find-lr: {found.reason}.")
         self.progress.evaluations += found.evaluations
