@@ -484,7 +484,7 @@ class _Surroundings:
 
     def saved(self, devices: list[torch.device]) -> Callable[[], None]:
         """What puts all back to as it is now; while a CUDA graph is captured nothing, which is the caller's then."""
-        if any(d.type == "cuda" for d in devices) and torch.cuda.is_current_stream_capturing():
+        if _is_capturing(devices):
             return lambda: None
         # mps has one generator, and takes no argument.
         rngs = [(torch, ()), *((torch.get_device_module(d), (d,) * (d.type != "mps")) for d in devices)]
@@ -500,6 +500,8 @@ class _Surroundings:
                 self.versions[buffer] = buffer._version
 
         def restore() -> None:
+            if _is_capturing(devices):
+                return
             for rng, index, state in states:
                 rng.set_rng_state(state, *index)
             for table, name, buffer in owners:
@@ -509,6 +511,10 @@ class _Surroundings:
                 torch._foreach_copy_([buffer for buffer, _ in changed], [copy for _, copy in changed])
 
         return restore
+
+
+def _is_capturing(devices: list[torch.device]) -> bool:
+    return any(device.type == "cuda" for device in devices) and torch.cuda.is_current_stream_capturing()
 
 
 def _is_writable(buffer: Tensor) -> bool:
@@ -844,7 +850,7 @@ class Acme(Optimizer):
         before = self._around.saved(devices)
         try:
             loss = yield
-            after = self._around.saved(devices)
+            after = self._around.saved(devices) if self._due else before
             self._evaluated(trial, loss)
             if not trial.blocks:
                 self.warn("After the closure no parameter of the optimizer has a gradient: nothing is done.")
