@@ -201,25 +201,21 @@ class RunConfig:
     def name(self) -> str:
         """A file name for the run, from the options that usually differ."""
         switches = [name for name in ("adam", "asam", "nesterov", "acme") if getattr(self, name)]
-        base = "-".join(switches if self.adam else ["sgd", *switches])
-        of_acme = (
+        switches = switches if self.adam else ["sgd", *switches]
+        base = "-".join(switches) if self.optimizer == ACME else f"peer-{self.optimizer}"
+        parts = (
             (self.gain != 1, f"-gain{self.gain:g}"),
             (self.adapt_every != 1, f"-every{self.adapt_every}"),
             (self.adapt_steps is not None, f"-kept{self.adapt_steps}"),
             (self.search_steps, f"-search{self.search_steps}"),
             (self.unbiased_squares, "-unbiased"),
-        )
-        of_all = (
             (self.find_lr, "-found"),
             (self.no_annealing, "-constant"),
             (self.anneal_over != 1, f"-over{self.anneal_over:g}"),
             (self.average_weights, "-averaged"),
             (self.limit_train_batches != 1, f"-limit{self.limit_train_batches:g}"),
         )
-        base += "".join(part for on, part in of_acme if on)
-        if self.optimizer != ACME:
-            base = f"peer-{self.optimizer}"
-        base += "".join(part for on, part in of_all if on)
+        base += "".join(part for on, part in parts if on)
         return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
 
     def check(self) -> None:

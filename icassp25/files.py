@@ -5,33 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from icassp25.config import UsageError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name in its folder, then rename it: it is there whole or not at all.
+    """Write a file under a name that no other process has, then rename it: it is there whole or not at all.
 
     Raises:
         UsageError: it cannot be written, as on a full disk; what was there before stays.
     """
-    try:
-        with temporary(path) as name:
-            name.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(name, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from None
-
-
-@contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other process has, here or on a machine that shares the folder."""
     name = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        yield name
+        name.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(name, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from None
     finally:
         name.unlink(missing_ok=True)
 

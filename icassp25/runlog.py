@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icassp25.config import RunConfig, UsageError
-from icassp25.files import temporary, write_whole
+from icassp25.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,8 +165,7 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"--output {path}: is a folder, expected the name of a CSV file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path) as name:
-            name.write_text("")
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror or error}).") from None
 

@@ -176,7 +176,6 @@ class Experiment:
                     batch = self.task.training(chosen, generator, share)
                     yield lambda batch=batch: self._evaluate(*batch)[0]
 
-        self.model.train()
         betas = config.momentum, optimizers.BETA2
         found = find_lr(self.train_model, closures(), adam=config.adam, betas=betas)
         if found.lr is None:
