@@ -43,14 +43,12 @@ class Found:
             import matplotlib.pyplot as plt
 
             ax = plt.figure(layout="constrained").add_subplot()
-        steps = range(1, len(self.trace) + 1)
+        losses, steps = ax.twinx(), range(1, len(self.trace) + 1)
         ax.semilogy(steps, [report.step_size for report in self.trace], color="C0")
-        ax.set_xlabel("step")
-        ax.set_ylabel("step size α (logarithmic)", color="C0")
-        losses = ax.twinx()
         losses.plot(steps, [report.loss for report in self.trace], color="C1")
+        ax.set(xlabel="step", title=str(self).partition(" (")[0])
+        ax.set_ylabel("step size α (logarithmic)", color="C0")
         losses.set_ylabel("loss of the batch", color="C1")
-        ax.set_title(str(self).partition(" (")[0])
         return ax
 
 
@@ -77,14 +75,9 @@ def closures(
 
 
 def find_lr(
-    model: nn.Module | Iterable[Any],
-    closures: Iterable[Callable[[], Any]],
-    *,
-    adam: bool = False,
-    steps: int = 60,
-    gain: float = 2.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> Found:
+    model: nn.Module | Iterable[Any], closures: Iterable[Callable[[], Any]], *, adam: bool = False, steps: int = 60,
+    gain: float = 2.0, betas: tuple[float, float] = (0.9, 0.999),
+) -> Found:  # fmt: skip
     """A learning rate for `torch.optim.SGD` with momentum, or with `adam` for `AdamW`, to begin a falling schedule at.
 
     Takes `steps` steps of ACME from the model as it is and says what step size they end with, γ·gain·α; for SGD, whose
@@ -100,11 +93,7 @@ def find_lr(
         gain: factor on ACME's steps and on what is found.
         betas: SGD's momentum (the first one), or AdamW's.
 
-    Returns:
-        `Found`; its `lr` is None where there is no rate, and `reason` says why.
-
-    Raises:
-        ValueError, TypeError: as `Acme`.
+    Returns `Found`, whose `lr` is None where there is no rate; `reason` says why. Raises ValueError, TypeError as `Acme`.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps <= GROWING:
         raise ValueError(f"Invalid steps: {steps!r} (expected a whole number above {GROWING})")
@@ -120,7 +109,6 @@ def find_lr(
     devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
     restore = _Surroundings(modules).saved(devices)
     trace: list[Report] = []
-    reason = None
     try:
         for _, closure in zip(range(steps), closures, strict=False):
             optimizer.step(closure)
@@ -136,19 +124,11 @@ def find_lr(
         for module, mode in training.items():
             module.training = mode
         restore()
-    beta1 = groups[0]["betas"][0]
-    name = (
-        f"torch.optim.AdamW(betas={groups[0]['betas']})" if adam else f"torch.optim.SGD(momentum={beta1:g})"
-    )
-    rates = [None if reason else _rate(group, adam) for group in groups]
+    of = f"AdamW(betas={groups[0]['betas']})" if adam else f"SGD(momentum={groups[0]['betas'][0]:g})"
+    damped = [(group["betas"][0], damping(group["betas"][0]) * gain * group["step_size"]) for group in groups]
+    rates = [None if reason else rate if adam else rate * (1 - beta1) for beta1, rate in damped]
     evaluations = sum(report.evaluations for report in trace)
-    return Found(rates[0], [{"lr": rate} for rate in rates], reason, name, evaluations, trace)
-
-
-def _rate(group: dict[str, Any], adam: bool) -> float:
-    beta1 = group["betas"][0]
-    rate: float = damping(beta1) * group["gain"] * group["step_size"]
-    return rate if adam else rate * (1 - beta1)
+    return Found(rates[0], [{"lr": rate} for rate in rates], reason, f"torch.optim.{of}", evaluations, trace)
 
 
 def _why_not(trace: list[Report], steps: int, group: dict[str, Any]) -> str | None:
