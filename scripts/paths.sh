@@ -7,6 +7,9 @@ for name in DATA_DIR RESULTS FIGURES PYTHON; do
     esac
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+for name in DATA_DIR RESULTS FIGURES; do # below the root they stay relative: a run's JSON has them
+    if [ -n "${!name:-}" ]; then export "$name=${!name#"$PWD"/}"; fi
+done
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
