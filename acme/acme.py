@@ -513,6 +513,11 @@ class _Surroundings:
         return restore
 
 
+def _devices(params: list[Tensor]) -> list[torch.device]:
+    """Those whose random generators count, beside the CPU's."""
+    return sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
+
+
 def _is_capturing(devices: list[torch.device]) -> bool:
     return any(device.type == "cuda" for device in devices) and torch.cuda.is_current_stream_capturing()
 
@@ -646,6 +651,7 @@ class Acme(Optimizer):
         if whole:
             self._due: list[str] | None = None  # in a step, the parts that are still to come
             self._work: Generator[None, Any, None] | None = None
+            self._trial: Any = None
             self._around = _Surroundings(self._modules)
             self._scaled: list[Any] = [SimpleNamespace() for _ in range(3)]  # what a GradScaler unscales
             self._warned: set[str] = set()
@@ -816,7 +822,7 @@ class Acme(Optimizer):
                 self._work.close()
             raise
         finally:
-            self._due = self._work = None
+            self._due = self._work = self._trial = None
             torch.clear_autocast_cache()
 
     @torch.no_grad()
@@ -843,11 +849,17 @@ class Acme(Optimizer):
         here, leaves nothing but weights, buffers and generators to be put back.
         """
         params = [param for group in self.param_groups for param in group["params"]]
-        devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
-        device = params[0].device if params else torch.device("cpu")
+        devices, device = _devices(params), params[0].device if params else torch.device("cpu")
         ranks = _ranks(self._model, params, self._process_group)
         trial = self._trial = _Trial(scaler, ranks, devices, device, looks)
         before = self._around.saved(devices)
+
+        def again() -> Generator[None, Any, None]:
+            before()
+            loss = yield
+            after()
+            self._evaluated(trial, loss)
+
         try:
             loss = yield
             after = self._around.saved(devices) if self._due else before
@@ -857,17 +869,11 @@ class Acme(Optimizer):
                 raise _Idle
             if self.param_groups[0]["asam"]:
                 self._to_asam_point(trial)
-                before()
-                loss = yield
-                after()
-                self._evaluated(trial, loss)
+                yield from again()
             self._take_gradient(trial)
             if looks:
                 self._to_look_ahead(trial)
-                before()
-                loss = yield
-                after()
-                self._evaluated(trial, loss)
+                yield from again()
             self._to_next_weights(trial)
         except _Idle:
             self._go_back(trial)
@@ -915,11 +921,8 @@ class Acme(Optimizer):
             kinds_of.append([id(group[k]) if isinstance(group[k], Tensor) else group[k] for k in entries])
         trial.places = list(map(kinds_of.index, kinds_of))
         same = trial.places == self._places and len(trial.params) == len(self._params)
-        if (
-            same
-            and all(map(is_, trial.params, self._params))
-            and all(block.fits(self.state) for block in self._blocks)
-        ):
+        same = same and all(map(is_, trial.params, self._params))
+        if same and all(block.fits(self.state) for block in self._blocks):
             trial.blocks = self._blocks
             return
         ranks = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)

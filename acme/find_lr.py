@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .acme import Acme, Report, _Surroundings, damping
+from .acme import Acme, Report, _devices, _Surroundings, damping
 
 __all__ = ["Found", "closures", "find_lr"]
 
@@ -106,8 +106,7 @@ def find_lr(
     weights = [param.detach().clone() for param in params]
     gradients = [(param.grad, None if param.grad is None else param.grad.clone()) for param in params]
     training = {module: module.training for root in modules for module in root.modules()}
-    devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
-    restore = _Surroundings(modules).saved(devices)
+    restore = _Surroundings(modules).saved(_devices(params))
     trace: list[Report] = []
     try:
         for _, closure in zip(range(steps), closures, strict=False):

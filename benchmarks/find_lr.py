@@ -148,15 +148,8 @@ def valley(losses: np.ndarray) -> float:
 
 
 def found(at: Problem, adam: bool, steps: int = 60) -> acme.Found:
-    def closure(inputs: Tensor, targets: Tensor) -> Tensor:
-        at.model.zero_grad()
-        loss = at.loss(inputs, targets)
-        loss.backward()
-        return loss
-
-    return acme.find_lr(
-        at.model, (functools.partial(closure, *b) for b in at.batches()), adam=adam, steps=steps
-    )
+    closures = acme.closures(at.model, at.batches(), at.criterion)
+    return acme.find_lr(at.model, closures, adam=adam, steps=steps)
 
 
 def rates(name: str, adam: bool, seed: int) -> dict[str, tuple[float | None, int]]:
