@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from icassp25.config import UsageError
+from icassp25.files import print_what_can_be_said
 
 
 def command_line(description: str, work: Callable[..., None], together: str = "") -> int:
     """Run `work(results, study, out)` for each study, or once for all, `together` into the folder of that name; a
     `UsageError` is one sentence and exit code 2. What the output's encoding cannot say is replaced."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+    print_what_can_be_said()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: %(default)s")
     parser.add_argument("--study", nargs="+", default=["quick"], help="folders of --results; default: quick")
