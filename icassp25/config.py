@@ -300,6 +300,8 @@ class RunConfig:
         averages = bool(peer.modes or peer.averager)
         fine = not (self.average_weights and averages)
         self._need(fine, "average_weights", "nothing (it averages them itself)", beside)
+        fine = not (self.compile and self.optimizer == "salsa")
+        self._need(fine, "compile", "nothing (its search takes losses without gradients)", beside)
         self._need(self.lr > 0, "lr", "a number above 0", beside)
         self._need(self.momentum > 0 or not peer.modes, "momentum", "a number above 0", beside)
 

@@ -8,7 +8,8 @@ import inspect
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from icassp25.config import RunConfig, UsageError
-from icassp25.peers import ACME, PEERS, WARMUP
+from icassp25.peers import ACME, LAZY, NO_DECAY, PEERS, WARMUP
 
 BETA2 = 0.999
 EPSILON = 1e-8
@@ -85,16 +86,20 @@ def versions(config: RunConfig) -> dict[str, str]:
 class Adapter:
     """A peer's optimizer behind the calls that the training loop makes of Acme.
 
-    `config` names it in `optimizer`, its scale in `lr`; `momentum` is the momentum or β1.
+    `config` names it in `optimizer`, its scale in `lr`; `momentum` is the momentum or β1. `others` gives further training
+    batches, from a seed, and `forwards` are the forward passes alone of the last step.
 
     Raises:
         UsageError: the package is missing or refuses the options.
     """
 
+    others: Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+    forwards = 0
+
     def __init__(self, config: RunConfig, model: nn.Module) -> None:
         name = config.optimizer
+        self.config, self.model, self.steps = config, model, 0
         self.peer = peer = PEERS[name]
-        self.model = model
         try:
             package = importlib.import_module(peer.module)
         except ImportError as error:
@@ -102,11 +107,16 @@ class Adapter:
                 f"--optimizer {name}: needs the package {peer.package}, which cannot be imported ({error}); "
                 f"pip install {peer.package}, or pip install '.[peers]' for all of them."
             ) from None
-        options = {**peer.options, peer.argument: config.lr, "weight_decay": config.weight_decay}
+        maker = getattr(package, peer.class_name)
+        if name == "gen":  # not an optimizer, but what changes the rate of one
+            self.lr_parabola, maker = maker, torch.optim.AdamW
+        options = {**peer.options, peer.argument: config.lr}
+        if peer.decay != NO_DECAY:
+            options["weight_decay"] = config.weight_decay
         if peer.family == "adam":
             options |= {"betas": (config.momentum, BETA2), "eps": EPSILON}
         elif peer.family == "sgd":
-            options["momentum"] = config.momentum
+            options[peer.momentum] = config.momentum
         if peer.modes:
             options["warmup_steps"] = round(WARMUP * config.epochs * config.steps_per_epoch)
         if peer.class_name == "SAM":
@@ -114,9 +124,10 @@ class Adapter:
         try:
             # Prodigy and D-Adaptation print in their constructors.
             with contextlib.redirect_stdout(io.StringIO()):
-                self.optimizer = getattr(package, peer.class_name)(model.parameters(), **options)
+                self.optimizer = maker(model.parameters(), **options)
         except ValueError as error:
             raise UsageError(f"--optimizer {name}: {peer.package} refuses its options ({error}).") from None
+        self.optimizer.param_groups[0].setdefault("lr", 1.0)  # SaLSa's has none
         self.averager = getattr(package, peer.averager)(model) if peer.averager else None
 
     @property
@@ -137,16 +148,41 @@ class Adapter:
         loss = closure()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()}")
-        another = self.peer.evaluations == 2
+        self.forwards = 0
+        asked = {"SAM": self._without_statistics, "SaLSA": self._loss_alone}.get(self.peer.class_name)
         try:
-            self.optimizer.step(lambda: self._without_statistics(closure) if another else loss)
-        except AssertionError as error:  # DoG's, of a gradient that is not finite
+            if self.config.optimizer == "gen":
+                self._fit()
+            self.optimizer.step(partial(asked, closure, loss) if asked else lambda: loss)
+        except (AssertionError, ValueError) as error:  # DoG's and SaLSa's, of what is not finite
             raise FloatingPointError(str(error)) from None
+        self.steps += 1
         if self.averager is not None:
             self.averager.step()
         return loss.detach()
 
-    def _without_statistics(self, closure: Callable[[], Tensor]) -> Tensor:
+    def _fit(self) -> None:
+        """GeN's change of the rate, in every fourth step, by another batch."""
+        if (self.steps + 1) % LAZY == 0:
+            self.lr_parabola(
+                self.model,
+                self.optimizer,
+                nn.CrossEntropyLoss(label_smoothing=self.config.label_smoothing),
+                tr_iter=self.others(self.config.seed + self.steps),
+                device=next(self.model.parameters()).device,
+                task="image_cls",
+                scale=1 - self.steps // self.config.steps_per_epoch / self.config.epochs,
+            )
+            self.forwards = 3
+
+    def _loss_alone(self, closure: Callable[[], Tensor], loss: Tensor, backwards: bool = False) -> Tensor:
+        """What SaLSa asks for: the evaluation that there is, or in its search, without gradients, a loss."""
+        if backwards:
+            return loss
+        self.forwards += 1
+        return closure()
+
+    def _without_statistics(self, closure: Callable[[], Tensor], _: Tensor) -> Tensor:
         """The second evaluation, with the package's own switch for BatchNorm's running statistics."""
         from pytorch_optimizer.optimizer.utils import disable_running_stats, enable_running_stats
 
@@ -175,13 +211,23 @@ class Adapter:
             return float(group["scheduled_lr"])
         if "reps_rel" in group:
             return float(group["eta"][0]) if "eta" in group else math.nan
-        return lr
+        if "salsa" in self.peer.module:
+            return float(self.optimizer.step_size)
+        return lr if self.peer.cosine else float(group["lr"])
 
     def state_dict(self) -> dict[str, Any]:
         averager = None if self.averager is None else self.averager.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "averager": averager}
+        # What MoMo and SaLSa keep beside their state.
+        kept = {k: v for k, v in vars(self.optimizer).items() if isinstance(v, (int, float, Tensor))}
+        return {
+            "optimizer": self.optimizer.state_dict(), "averager": averager, "kept": kept, "steps": self.steps
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        device = next(self.model.parameters()).device
+        for name, value in state["kept"].items():
+            setattr(self.optimizer, name, value.to(device) if isinstance(value, Tensor) else value)
+        self.steps = state["steps"]
         if self.averager is not None:
             self.averager.load_state_dict(state["averager"])

@@ -22,6 +22,12 @@ length."""
 STATISTICS_BATCHES = 50
 """Training batches from which BatchNorm's statistics are taken at averaged weights, as schedulefree's README has it."""
 
+LAZY = 4
+"""GeN changes its rate in every so many steps, as its README has it."""
+
+FORWARD = 1 / 3
+"""What a forward pass alone costs, in evaluations of loss and gradient: a backward pass is two of them."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -42,8 +48,9 @@ class Peer:
     source: str
     argument: str = "lr"
     family: str = "sgd"  #: sgd: momentum; adam: betas and eps; plain: neither
+    momentum: str = "momentum"  #: the argument that takes it
     cosine: bool = True  #: the experiment's schedule without ACME: cosine per epoch to a hundredth
-    evaluations: int = 1  #: gradient evaluations a step
+    evaluations: float = 1  #: gradient evaluations a step
     modes: bool = False  #: `optimizer.train()` and `.eval()`, and BatchNorm's statistics anew for testing
     averager: str | None = None  #: a class of `module` that averages the weights to be tested
     default_without_norm: float | None = None  #: `default` for networks without BatchNorm, if another
@@ -53,9 +60,13 @@ class Peer:
 COUPLED = "coupled: added to the gradient"
 DECOUPLED = "decoupled: times the learning rate"
 DISTANCE = DECOUPLED + " and the estimated distance"
+PROXIMAL = "decoupled: weights divided by 1 + learning rate times it"
+NO_DECAY = "none: the package has none"
 RATE, FIRST_ESTIMATE = "learning rate", "first estimate d0 of the distance to the solution"
 RATE_WITHIN = "learning rate of the SGD within"
 COSINE = "cosine per epoch to a hundredth"
+BOUND = "upper bound of the step size"
+CONSTANT = "no schedule; the step size follows the averaged loss, whose lower bound is taken as 0"
 SCHEDULE_FREE = (
     f"no schedule, {100 * WARMUP:g} % of the steps warm-up, tested at its averaged weights, BatchNorm's statistics, "
     f"where there are any, taken anew from {STATISTICS_BATCHES} training batches"
@@ -111,6 +122,27 @@ PEERS: dict[str, Peer] = {
         f"SGD with momentum within, rho 1.0 as its paper has for CIFAR-100, {FIRST_ONLY}", COUPLED,
         "pytorch-optimizer's SAM(adaptive=True); Kwon et al., arXiv:2102.11600",
         evaluations=2, options={"rho": 1.0, "adaptive": True},
+    ),
+    "momo": Peer(
+        "MoMo", "momo-opt", "momo", "Momo", 1.0, BOUND, CONSTANT, PROXIMAL,
+        "https://github.com/fabian-sp/MoMo (README), arXiv:2305.07583", momentum="beta", cosine=False,
+    ),
+    "momo-adam": Peer(
+        "MoMo-Adam", "momo-opt", "momo", "MomoAdam", 0.01, BOUND, CONSTANT, PROXIMAL,
+        "https://github.com/fabian-sp/MoMo (README), arXiv:2305.07583", family="adam", cosine=False,
+    ),
+    "gen": Peer(
+        "GeN-AdamW", "gen-optim", "GeN", "lr_parabola", 1e-4, "first learning rate",
+        f"torch's AdamW, whose rate follows a parabola through the losses of three forward passes in every {LAZY}th step, on "
+        "another batch, times a line from 1 to 0 over the epochs", DECOUPLED,
+        "https://github.com/ShiyunXu/gen-optim (README, examples), arXiv:2407.02772", family="adam", cosine=False,
+        evaluations=1 + 3 * FORWARD / LAZY,
+    ),
+    "salsa": Peer(
+        "SaLSa", "salsa-optimizer", "salsa.SaLSA", "SaLSA", 1.0, "first step size",
+        "no schedule; Adam's scaling; a search for a smoothed decrease of the loss, each try a forward pass", NO_DECAY,
+        "https://github.com/TheMody/No-learning-rates-needed-Introducing-SALSA-Stable-Armijo-Line-Search-Adaptation (README), "
+        "arXiv:2407.20650", argument="init_step_size", family="plain", cosine=False,
     ),
 }  # fmt: skip
 

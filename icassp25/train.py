@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from icassp25.config import RunConfig, UsageError
 from icassp25.files import write_whole
 from icassp25.models import build_model, has_batch_norm, synchronised
 from icassp25.parts import Parts
-from icassp25.peers import ACME, STATISTICS_BATCHES
+from icassp25.peers import ACME, FORWARD, STATISTICS_BATCHES
 from icassp25.ranks import ALONE, Ranks
 
 FINAL_LR_FRACTION = 0.01  # the cosine without ACME ends at lr/100
@@ -95,7 +96,7 @@ class Progress:
     """What counts from the start of a run, over interruptions."""
 
     steps: int = 0
-    evaluations: int = 0
+    evaluations: float = 0
     seconds: float = 0.0
 
 
@@ -146,6 +147,8 @@ class Experiment:
             config = replace(config, lr=self.found_lr)
         self.optimizer = optimizers.make(config, self.model, acme_class, self.captures)
         self.peer = self.optimizer if config.optimizer != ACME else None
+        if self.peer:
+            self.peer.others = self._others
         self.scheduler = None
         cosine = self.peer.peer.cosine if self.peer else not config.acme
         if cosine and not config.no_annealing:
@@ -166,22 +169,23 @@ class Experiment:
 
     def _find_lr(self) -> float:
         """The rate of `acme.find_lr`, of averaged gradients, on batches of a generator of its own."""
-        config, generator = self.config, torch.Generator(self.device).manual_seed(self.config.seed)
-
-        def closures() -> Iterator[Callable[[], Tensor]]:
-            while True:
-                order = self.task.order(generator)[: config.steps_per_epoch * config.batch_size]
-                for chosen in order.split(config.batch_size):
-                    share = self.ranks.share(len(chosen), config.batch_size)
-                    batch = self.task.training(chosen, generator, share)
-                    yield lambda batch=batch: self._evaluate(*batch)[0]
-
+        config = self.config
+        closures = (lambda batch=batch: self._evaluate(*batch)[0] for batch in self._others(config.seed))
         betas = config.momentum, optimizers.BETA2
-        found = find_lr(self.train_model, closures(), adam=config.adam, betas=betas)
+        found = find_lr(self.train_model, closures, adam=config.adam, betas=betas)
         if found.lr is None:
             raise UsageError(f"--find-lr: {found.reason}.")
         self.progress.evaluations += found.evaluations
         return found.lr / (1 if config.adam else 1 - config.momentum)
+
+    def _others(self, seed: int) -> Iterator[tasks.Examples]:
+        """Training batches without end, from a generator of their own: the epochs' stay those of every optimizer."""
+        config, generator = self.config, torch.Generator(self.device).manual_seed(seed % 2**63)
+        while True:
+            order = self.task.order(generator)[: config.steps_per_epoch * config.batch_size]
+            for chosen in order.split(config.batch_size):
+                share = self.ranks.share(len(chosen), config.batch_size)
+                yield self.task.training(chosen, generator, share)
 
     def epoch(self, number: int) -> runlog.Row:
         """Train for one epoch, then test; the row says what came of it."""
@@ -211,7 +215,7 @@ class Experiment:
         validation = (None, None) if held_out is None else self.test(*held_out)
         return runlog.Row(
             epoch=number,
-            **asdict(self.progress),
+            **asdict(self.progress) | {"evaluations": round(self.progress.evaluations)},
             lr=lr,
             step_size=step_size,
             train_loss=train_loss,
@@ -283,7 +287,7 @@ class Experiment:
         first: list[Tensor] = []
 
         def closure() -> Tensor:
-            self.progress.evaluations += 1
+            self.progress.evaluations += torch.is_grad_enabled()
             loss, logits = evaluate()
             if not first:
                 wrong = (logits.detach().argmax(1) != targets).sum()
@@ -293,6 +297,8 @@ class Experiment:
             return loss
 
         self.optimizer.step(closure)
+        if self.peer:
+            self.progress.evaluations += FORWARD * self.peer.forwards
         tally.loss, tally.wrong = first
         if self.config.acme:
             decision = self.optimizer.report.decision
@@ -314,24 +320,17 @@ class Experiment:
         with self._autocast():
             logits = self.train_model(batch)
             loss = self.criterion(logits, targets)
-        loss.backward()
+        if loss.requires_grad:  # not in a search, which looks at losses alone
+            loss.backward()
         return loss, logits
 
     @torch.no_grad()
     def _renew_statistics(self, number: int) -> None:
-        """BatchNorm's running statistics at the weights to be tested, from augmented training images.
-
-        Draws from generators of its own, so that the images and masks of the epochs stay those of every other
-        optimizer with the same seed.
-        """
-        config = self.config
-        generator = torch.Generator(self.device).manual_seed((config.seed + number) % 2**63)
-        batches = min(STATISTICS_BATCHES, config.steps_per_epoch)
-        order = self.task.order(generator)[: batches * config.batch_size]
+        """BatchNorm's running statistics at the weights to be tested, from augmented training images."""
+        others = self._others(self.config.seed + number)
         self.model.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            for indices in order.split(config.batch_size):
-                inputs, _ = self.task.training(indices, generator)
+            for inputs, _ in islice(others, min(STATISTICS_BATCHES, self.config.steps_per_epoch)):
                 with self._autocast():
                     self.model(inputs)
 

@@ -45,6 +45,10 @@ for seed in $PEER_SEEDS; do
         run "peers/dog.$name"                --seed "$seed" --lr ${DOG_SCALE}e$power --optimizer dog
         run "peers/sam.$name"                --seed "$seed" --lr 0.1e$power --optimizer sam
         run "peers/asam.$name"               --seed "$seed" --lr 0.1e$power --optimizer asam
+        run "peers/momo.$name"               --seed "$seed" --lr 1e$power --optimizer momo
+        run "peers/momo-adam.$name"          --seed "$seed" --lr 0.01e$power --optimizer momo-adam
+        run "peers/gen.$name"                --seed "$seed" --lr 0.0001e$power --optimizer gen
+        run "peers/salsa.$name"              --seed "$seed" --lr 1e$power --optimizer salsa
     done
 done
 report

@@ -52,6 +52,10 @@ TITLES = {
     "dog": Title("DoG", GREEN, "D", "-."),
     "sam": Title("SAM", PURPLE, "v", "--"),
     "asam": Title("ASAM", BROWN, "P", ":"),
+    "momo": Title("MoMo", GREEN, "X", "--"),
+    "momo-adam": Title("MoMo-Adam", GREEN, "X", "--"),
+    "gen": Title("GeN-AdamW", BROWN, "P", ":"),
+    "salsa": Title("SaLSa", YELLOW, "p", "-"),
 }  # fmt: skip
 
 PLUS = {"acme": "ACME", "asam": "ASAM", "nesterov": "Nesterov"}
