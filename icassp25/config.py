@@ -199,24 +199,12 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """A file name for the run, from the options that usually differ."""
-        switches = [name for name in ("adam", "asam", "nesterov", "acme") if getattr(self, name)]
-        switches = switches if self.adam else ["sgd", *switches]
-        base = "-".join(switches) if self.optimizer == ACME else f"peer-{self.optimizer}"
-        parts = (
-            (self.gain != 1, f"-gain{self.gain:g}"),
-            (self.adapt_every != 1, f"-every{self.adapt_every}"),
-            (self.adapt_steps is not None, f"-kept{self.adapt_steps}"),
-            (self.search_steps, f"-search{self.search_steps}"),
-            (self.unbiased_squares, "-unbiased"),
-            (self.find_lr, "-found"),
-            (self.no_annealing, "-constant"),
-            (self.anneal_over != 1, f"-over{self.anneal_over:g}"),
-            (self.average_weights, "-averaged"),
-            (self.limit_train_batches != 1, f"-limit{self.limit_train_batches:g}"),
-        )
-        base += "".join(part for on, part in parts if on)
-        return f"{self.model}-{self.depth}-{self.width_alpha}.{base}.lr{self.lr:g}.seed{self.seed}"
+        """A file name for the run: its model, and the options that are not the defaults."""
+        default = RunConfig(dataset=self.dataset, model=self.model, lr=self.lr, seed=self.seed).to_dict()
+        given = {k: v for k, v in self.to_dict().items() if k not in WHERE_AND_HOW and v != default[k]}
+        words = [name if value is True else f"{name}-{value}" for name, value in given.items()]
+        model = f"{self.model}-{self.depth}-{self.width_alpha}"
+        return ".".join([model, *words, f"lr{self.lr:g}", f"seed{self.seed}"]).replace(":", "-")
 
     def check(self) -> None:
         """Raise `UsageError` at the first option that cannot work, but for what Acme checks."""
@@ -297,8 +285,7 @@ class RunConfig:
                 self._need(fine, each.name, "--optimizer acme, whose option it is", beside)
             if each.name in ("no_annealing", "anneal_over"):
                 self._need(fine or peer.cosine, each.name, "nothing (it has no schedule)", beside)
-        averages = bool(peer.modes or peer.averager)
-        fine = not (self.average_weights and averages)
+        fine = not (self.average_weights and (peer.modes or peer.averages))
         self._need(fine, "average_weights", "nothing (it averages them itself)", beside)
         fine = not (self.compile and self.optimizer == "salsa")
         self._need(fine, "compile", "nothing (its search takes losses without gradients)", beside)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from icassp25.config import DATASETS, RunConfig, UsageError
+from icassp25.config import RunConfig
 from icassp25.data import SPLIT_SEED
 from icassp25.sampling import stratified_order
 
-ABOUT = DATASETS["digits"]
 TEST_IMAGES = 600
 BALANCED_IMAGES = 1_740
 """174 of each digit, the number of those of the rarest; the order's last 57 images are of the others."""
-
 
 Examples = tuple[Tensor, Tensor]
 
@@ -26,9 +24,6 @@ def load(
     The pixels are standardised by the mean and the standard deviation of the training pixels, all together. The
     split is stratified and the same for every seed: the first 600 images of a stratified order are the test set,
     and its last balanced ones are held out: neither `validation` nor `train_images` changes what the other takes.
-
-    Raises:
-        UsageError: scikit-learn is not installed.
     """
     images, labels = read()
     order = stratified_order(labels, torch.Generator().manual_seed(SPLIT_SEED))
@@ -47,17 +42,8 @@ def load(
 
 
 def read() -> tuple[Tensor, Tensor]:
-    """All 1 797 images, float64 [n, 64] in 0 … 16, and labels int64 [n].
+    """All 1 797 images, float64 [n, 64] in 0 … 16, and labels int64 [n]."""
+    from sklearn.datasets import load_digits
 
-    Raises:
-        UsageError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UsageError(
-            f"--dataset digits: needs the package scikit-learn, which cannot be imported ({error}); "
-            "pip install scikit-learn."
-        ) from None
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).to(torch.float64), torch.from_numpy(labels).to(torch.int64)

@@ -128,16 +128,10 @@ class Adapter:
         except ValueError as error:
             raise UsageError(f"--optimizer {name}: {peer.package} refuses its options ({error}).") from None
         self.optimizer.param_groups[0].setdefault("lr", 1.0)  # SaLSa's has none
-        self.averager = getattr(package, peer.averager)(model) if peer.averager else None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
-
-    @property
-    def tested_model(self) -> nn.Module:
-        """The model to test: the averaged one where the method averages beside the training."""
-        return self.model if self.averager is None else self.averager.averaged_model
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step; the loss of the first evaluation.
@@ -157,8 +151,6 @@ class Adapter:
         except (AssertionError, ValueError) as error:  # DoG's and SaLSa's, of what is not finite
             raise FloatingPointError(str(error)) from None
         self.steps += 1
-        if self.averager is not None:
-            self.averager.step()
         return loss.detach()
 
     def _fit(self) -> None:
@@ -211,17 +203,12 @@ class Adapter:
             return float(group["scheduled_lr"])
         if "reps_rel" in group:
             return float(group["eta"][0]) if "eta" in group else math.nan
-        if "salsa" in self.peer.module:
-            return float(self.optimizer.step_size)
-        return lr if self.peer.cosine else float(group["lr"])
+        return float(getattr(self.optimizer, "step_size", lr if self.peer.cosine else group["lr"]))
 
     def state_dict(self) -> dict[str, Any]:
-        averager = None if self.averager is None else self.averager.state_dict()
         # What MoMo and SaLSa keep beside their state.
         kept = {k: v for k, v in vars(self.optimizer).items() if isinstance(v, (int, float, Tensor))}
-        return {
-            "optimizer": self.optimizer.state_dict(), "averager": averager, "kept": kept, "steps": self.steps
-        }  # fmt: skip
+        return dict(optimizer=self.optimizer.state_dict(), kept=kept, steps=self.steps)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
@@ -229,5 +216,3 @@ class Adapter:
         for name, value in state["kept"].items():
             setattr(self.optimizer, name, value.to(device) if isinstance(value, Tensor) else value)
         self.steps = state["steps"]
-        if self.averager is not None:
-            self.averager.load_state_dict(state["averager"])

@@ -157,10 +157,10 @@ class Experiment:
                 T_max=config.anneal_over * config.epochs,
                 eta_min=float(self.optimizer.param_groups[0]["lr"]) * FINAL_LR_FRACTION,
             )
-        self.tested_model = self.peer.tested_model if self.peer else self.model
+        self.tested_model = self.model
         self.average: AveragedModel | None = None
-        if config.average_weights:
-            # BatchNorm's statistics are averaged like the weights, as DoG's averager does.
+        if config.average_weights or (self.peer and self.peer.peer.averages):
+            # With BatchNorm's statistics, as DoG's own averager does, which gives the same.
             average = get_polynomial_multi_avg_fn()
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
             self.tested_model = self.average

@@ -92,7 +92,7 @@ def how(groups: list[Group], defaults: Mapping[str, float] | None = None) -> lis
         scale = peer.scale if peer else "initial step size" if config.acme else "learning rate"
         words = [f"×1 is {defaults[key]:g}, the {scale}"] if defaults else []
         words.append(", ".join(given(config, OPTIONS - said - varied(some))))
-        words += [peer.how, f"weight decay {peer.decay} ({peer.source})"] if peer else []
+        words += [peer.how, f"weight decay {peer.decay}"] if peer else []
         lines.append(f"{title(key)}: {'; '.join(filter(None, words)) or 'all options by default'}.")
     return lines
 

@@ -221,7 +221,7 @@ def test_adapt_steps_and_what_was_before_it(tmp_path: Path) -> None:
     assert [int(row["evaluations"]) for row in logged] == [7, 11] and config.evaluations_per_step == 1.375
     shares = [sum(float(row[name]) for name in runlog.SHARES) for row in logged]
     assert shares == [0.75, 0.0] and logged[0]["step_size"] == logged[1]["step_size"]
-    assert "-kept3" in config.name and replace(config, adapt_steps=100).evaluations_per_step == 2
+    assert "adapt_steps-3" in config.name and replace(config, adapt_steps=100).evaluations_per_step == 2
     earlier = replace(TINY, acme=True, adapt_every=10)
     earlier.check()
     assert RunConfig.from_dict(earlier.to_dict()) == earlier and earlier.evaluations_per_step == 1.1
