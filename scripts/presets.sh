@@ -11,6 +11,7 @@
 #   SWEEPS    what status.sh looks at
 #   PEER_SEEDS  of the runs beside peers   PEER_VALIDATION  training images held out in them, to choose scales on
 #   DOG_SCALE   DoG's default, as its authors have it for networks with BatchNorm, or without
+#   KEPT      ACME that keeps its step size, beside peers: chosen by sweep_gain.sh's held-out examples of text and digits
 #
 # From outside: DATASET=synthetic (trains on the built-in set, under the study name PRESET-synthetic),
 # DATA_DIR (holds cifar-100-python/; text and digits need none), STUDY, RESULTS, PRECISION (float32 for a CPU without
@@ -22,6 +23,7 @@ ADAM_LR=0.001 # Adam's customary default
 LRS="1e-4 1e-3 1e-2 1e-1 1 10 100"
 PEER_VALIDATION=5000
 DOG_SCALE=0.0001
+KEPT=(--acme --gain 4 --adapt-steps 100 --search-steps 20)
 SWEEPS="table lr equal"
 own='' # the data set of a preset that is about it
 

@@ -72,14 +72,8 @@ def main() -> None:
         print(f"{len(runs):5} {state}", *runs * (state in STATES[1:4]), sep="\n")
     if left:  # by what an evaluation has taken so far, and the number of runs at work
         at_once = max(1, len(found["running"]))
-        print(
-            "time left: "
-            + (
-                f"about {in_words(left * spent / done / at_once)}"
-                if done
-                else "unknown until an epoch is done"
-            )
-        )
+        time = in_words(left * spent / done / at_once) if done else ""
+        print("time left:", f"about {time}" if time else "unknown until an epoch is done")
 
 
 if __name__ == "__main__":

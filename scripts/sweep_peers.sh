@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # ACME beside the optimizers people would pick instead, each from its own default scale and from six decades around
-# it, on the same images. What --lr scales in each: icassp25/peers.py. ACME in two ways: as published, and with a gain,
-# a search for the start and a step size that is kept after 60 steps (docs/price.md), with Adam also with
-# unbiased squares; the latter also with averaged weights, of steps annealed to a quarter. From the default only, for
-# no more gradient evaluations than one a step takes for all the epochs: with averaged weights for 0.83 of each epoch's
-# batches, as published for half the epochs (of an odd number: rounded up).
+# it, on the same images. What --lr scales in each: icassp25/peers.py. ACME in three ways: as published; with a gain, a
+# search for the start and a step size that is kept (KEPT in presets.sh), with Adam also with unbiased squares; and that
+# with averaged weights, of steps annealed to a quarter. From the default only, for no more gradient evaluations than one
+# a step takes for all the epochs: with averaged weights for 0.83 of each epoch's batches, as published for half the
+# epochs (of an odd number: rounded up).
 #
 #   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [PEER_SEEDS="42 43"]  scripts/sweep_peers.sh [--slurm]
 #
@@ -17,22 +17,20 @@
 OPTIONS+=(--validation "$PEER_VALIDATION")
 half=$(((EPOCHS + 1) / 2))
 PEER_POWERS=${PEER_POWERS:-0 -1 1 -2 2 -3 3}
-kept=(--gain 2 --adapt-steps 60 --search-steps 20)
 averaged=(--anneal-over 1.5 --average-weights)
-equal=(--limit-train-batches 0.83) # of 1.2 evaluations a step at most, from 300 steps on
+equal=(--limit-train-batches 0.83) # of 1.2 evaluations a step at most, from 500 steps on
 for seed in $PEER_SEEDS; do
     for power in $PEER_POWERS; do
         name=x$(LC_ALL=C printf %g "1e$power").seed$seed
-        run "peers/sgd-acme-kept.$name"           --seed "$seed" --lr 0.1e$power --acme "${kept[@]}"
-        run "peers/adam-acme-kept.$name"          --seed "$seed" --lr 0.001e$power --acme --adam "${kept[@]}"
-        run "peers/adam-acme-kept-unbiased.$name" --seed "$seed" --lr 0.001e$power --acme --adam "${kept[@]}" --unbiased-squares
-        run "peers/sgd-acme-kept-averaged.$name"  --seed "$seed" --lr 0.1e$power --acme "${kept[@]}" "${averaged[@]}"
-        run "peers/adam-acme-kept-averaged.$name" --seed "$seed" --lr 0.001e$power --acme --adam "${kept[@]}" --unbiased-squares "${averaged[@]}"
+        run "peers/sgd-acme-kept.$name"           --seed "$seed" --lr 0.1e$power "${KEPT[@]}"
+        run "peers/adam-acme-kept-unbiased.$name" --seed "$seed" --lr 0.001e$power --adam "${KEPT[@]}" --unbiased-squares
+        run "peers/sgd-acme-kept-averaged.$name"  --seed "$seed" --lr 0.1e$power "${KEPT[@]}" "${averaged[@]}"
+        run "peers/adam-acme-kept-averaged.$name" --seed "$seed" --lr 0.001e$power --adam "${KEPT[@]}" --unbiased-squares "${averaged[@]}"
         run "peers/sgd-acme.$name"           --seed "$seed" --lr 0.1e$power --acme
         run "peers/adam-acme.$name"          --seed "$seed" --lr 0.001e$power --acme --adam
         if [ "$power" = 0 ]; then
-            run "peers/sgd-acme-kept-equal.$name"  --seed "$seed" --lr 0.1e$power --acme "${kept[@]}" "${averaged[@]}" "${equal[@]}"
-            run "peers/adam-acme-kept-equal.$name" --seed "$seed" --lr 0.001e$power --acme --adam "${kept[@]}" --unbiased-squares "${averaged[@]}" "${equal[@]}"
+            run "peers/sgd-acme-kept-equal.$name"  --seed "$seed" --lr 0.1e$power "${KEPT[@]}" "${averaged[@]}" "${equal[@]}"
+            run "peers/adam-acme-kept-equal.$name" --seed "$seed" --lr 0.001e$power --adam "${KEPT[@]}" --unbiased-squares "${averaged[@]}" "${equal[@]}"
             run "peers/sgd-acme-half.$name"  --seed "$seed" --lr 0.1e$power --acme --epochs $half
             run "peers/adam-acme-half.$name" --seed "$seed" --lr 0.001e$power --acme --adam --epochs $half
         fi

@@ -7,14 +7,14 @@
 # See presets.sh for what a preset trains. Finished runs are skipped, interrupted ones resumed.
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" || exit
 
-OPTIONS+=(--validation "$PEER_VALIDATION" --acme --gain 2 --adapt-steps 60 --search-steps 20)
+OPTIONS+=(--validation "$PEER_VALIDATION" "${KEPT[@]}")
 for seed in $PEER_SEEDS; do
     for base in sgd adam; do
         case $base in
         sgd) start=(--lr 0.1) own=() ;;
         adam) start=(--lr 0.001 --adam) own=(uncorrected) ;; # SGD has nothing to correct
         esac
-        run "peers/$base-acme-kept.x1.seed$seed" --seed "$seed" "${start[@]}" # as in sweep_peers.sh
+        run "variants/$base-kept.seed$seed" --seed "$seed" "${start[@]}"
         for variant in every averaged unlimited other_batch "${own[@]}"; do
             run "variants/$base-kept-$variant.seed$seed" --seed "$seed" "${start[@]}" --acme-script research.$variant
         done

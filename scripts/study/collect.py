@@ -14,7 +14,6 @@ MAKERS = {
     "table": tables.main_table,
     "lr": tables.starts_table,
     "equal": tables.equal_table,
-    "averages": tables.averages_table,
 }
 """By folder, in this order; others have a table of options."""
 

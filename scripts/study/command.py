@@ -18,9 +18,7 @@ def command_line(description: str, work: Callable[..., None], together: str = ""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: %(default)s")
     parser.add_argument("--study", nargs="+", default=["quick"], help="folders of --results; default: quick")
-    parser.add_argument(
-        "--out", type=Path, default=Path("figures"), help="a folder in it is written; %(default)s"
-    )
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="default: %(default)s")
     options = parser.parse_args()
     try:
         for study in options.study:

@@ -1,4 +1,4 @@
-"""The tables of a folder of runs: of pairs without and with ACME, of starts, of averages, of options."""
+"""The tables of a folder of runs: of pairs without and with ACME, of starts, of options."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from icassp25.config import UsageError
-from icassp25.runlog import Run
-from study.runs import DEFAULTS, FLAGS, OPTIONS, Group, by_key, identity, leave_out, load, runs_of, varied
+from study.runs import DEFAULTS, FLAGS, OPTIONS, Group, by_key, leave_out, load, runs_of, varied
 from study.stats import SIGNIFICANT, Numbers, compare, numbers_of
-from study.titles import PAIRS, rank, title
+from study.titles import PAIRS, title
 from study.words import ahead, caption, given, how, missing, notes, scale_of, text_of
 from study.write import NOTHING, Table
 
@@ -22,7 +21,6 @@ STARTS = ("sgd", "adam")
 """Those whose initial step size is varied, without and with ACME."""
 SIDES = {"without": "", "with": "-acme"}
 """Of a pair, the ends of their keys."""
-WAYS = frozenset({"no_annealing", "anneal_over", "average_weights"})
 
 
 def table(name: str, heading: str, words: str, rows: list[Numbers], columns: Cells, **more: object) -> Table:
@@ -238,6 +236,7 @@ def options_table(results: Path, study: str, folder: str) -> Table:
         {"optimizer": ", ".join([title(group.key), *given(group.config, flags)]), "acme": group.config.acme}
         | {name: getattr(group.config, name) for name in names}
         | {"step_size": group.mean("step_size"), **numbers_of(group)}
+        | {"validation_error": 100 * group.mean("validation_error") if group.config.validation else None}
         for key, some in by_key(groups).items()
         for group in sorted(
             some, key=lambda group: [getattr(group.config, name) or 0 for name in [*flags, *names]]
@@ -248,43 +247,10 @@ def options_table(results: Path, study: str, folder: str) -> Table:
         **{("", name): option(name) for name in names},
         ("", "Evaluations"): number("evaluations"),
         ("", "Last step size"): number("step_size", ".3g"),
+        ("", "Validation, %"): number("validation_error", ".2f"),
         ("", "Error, %"): error(),
         ("", "Seeds"): lambda row: str(row["seeds"] + row["diverged"]),
     }
     words = caption(f"Runs of {folder}/ with the step size at their end", runs_of(groups), "cost", "lr")
     lines = how(groups) + notes(groups, left_out)
     return table(folder, f"Runs of {folder}/", words, rows, columns, notes=lines)
-
-
-def averages_table(results: Path, study: str) -> Table:
-    """Annealed steps beside averaged weights: a row for each optimizer and start of `averages`, a column for each way,
-    of these runs and of those of `peers` that are the same but for the way."""
-    own, left_out = load(results / study / "averages")
-    beside = load(results / study / "peers")[0] if (results / study / "peers").is_dir() else []
-    rows: dict[object, Numbers] = {}
-    runs: dict[tuple[object, str], list[Run]] = {}
-    for group in sorted(own, key=lambda group: (rank(group.key), group.config.lr)):
-        rows.setdefault(identity(group.config, WAYS), {"optimizer": title(group.key), "lr": group.config.lr})
-    for group in sorted(
-        own + beside, key=lambda group: [getattr(group.config, name) for name in sorted(WAYS)]
-    ):
-        same, way = identity(group.config, WAYS), ", ".join(given(group.config, WAYS)) or "as usual"
-        if same in rows:
-            runs.setdefault((same, way), []).extend(group.runs)
-    ways = list(dict.fromkeys(way for _, way in runs))
-    for same, row in rows.items():
-        for way in ways:
-            row |= prefixed(f"{way}: ", numbers_of(Group(tuple(runs.get((same, way), ())))))
-    words = "With the optimizer's own annealing (of ACME, or the cosine), with less or none, and at averaged weights"
-    return table(
-        "averages",
-        "Annealed steps and averaged weights",
-        caption(words, [run for some in runs.values() for run in some], "lr"),
-        list(rows.values()),
-        {
-            **OPTIMIZER,
-            ("", "lr"): number("lr", "g"),
-            **{("Error, %", way): error(f"{way}: ") for way in ways},
-        },
-        notes=how(own) + notes(own, left_out),
-    )
