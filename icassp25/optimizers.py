@@ -113,9 +113,9 @@ class Adapter:
         options = {**peer.options, peer.argument: config.lr}
         if peer.decay != NO_DECAY:
             options["weight_decay"] = config.weight_decay
-        if peer.family == "adam":
+        if peer.family == "adam" and not peer.plain:
             options |= {"betas": (config.momentum, BETA2), "eps": EPSILON}
-        elif peer.family == "sgd":
+        elif not peer.plain:
             options[peer.momentum] = config.momentum
         if peer.modes:
             options["warmup_steps"] = round(WARMUP * config.epochs * config.steps_per_epoch)

@@ -42,7 +42,8 @@ class Peer:
     how: str
     decay: str  #: what `--weight-decay` does, in words
     argument: str = "lr"
-    family: str = "sgd"  #: sgd: momentum; adam: betas and eps; plain: neither
+    family: str = "sgd"  #: sgd: momentum; adam: betas and eps
+    plain: bool = False  #: takes none of these
     momentum: str = "momentum"  #: the argument that takes it
     cosine: bool = True  #: the experiment's schedule without ACME: cosine per epoch to a hundredth
     evaluations: float = 1  #: gradient evaluations a step
@@ -95,7 +96,7 @@ PEERS: dict[str, Peer] = {
     "dog": Peer(
         "dog-optimizer", "dog", "DoG", 1e-4, "first movement relative to the weights (reps_rel)",
         "no schedule, no momentum, tested at the polynomial-decay average of the weights; reps_rel 1e-4 for networks "
-        "with BatchNorm, 1e-6 for others", COUPLED, argument="reps_rel", family="plain", cosine=False,
+        "with BatchNorm, 1e-6 for others", COUPLED, argument="reps_rel", plain=True, cosine=False,
         averages=True, default_without_norm=1e-6,
     ),
     "sam": Peer(
@@ -118,7 +119,7 @@ PEERS: dict[str, Peer] = {
     "salsa": Peer(
         "salsa-optimizer", "salsa.SaLSA", "SaLSA", 1.0, "first step size",
         "no schedule, Adam's scaling, a search for a decrease of the averaged loss by forward passes", NO_DECAY,
-        argument="init_step_size", family="plain", cosine=False,
+        argument="init_step_size", family="adam", plain=True, cosine=False,
     ),
 }  # fmt: skip
 

@@ -242,12 +242,13 @@ def options_table(results: Path, study: str, folder: str) -> Table:
             some, key=lambda group: [getattr(group.config, name) or 0 for name in [*flags, *names]]
         )
     ]
+    validation = {("", "Validation, %"): number("validation_error", ".2f")}
     columns = {
         **OPTIMIZER,
         **{("", name): option(name) for name in names},
         ("", "Evaluations"): number("evaluations"),
         ("", "Last step size"): number("step_size", ".3g"),
-        ("", "Validation, %"): number("validation_error", ".2f"),
+        **(validation if any(row["validation_error"] for row in rows) else {}),
         ("", "Error, %"): error(),
         ("", "Seeds"): lambda row: str(row["seeds"] + row["diverged"]),
     }

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; brown beside it is darker than all but black.
+# Okabe and Ito's palette, which colour-blind readers tell apart; brown and wine beside it are darker than all but black.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-BROWN, GREY = "#7A4A1E", "#999999"
+BROWN, WINE, GREY = "#7A4A1E", "#882255", "#999999"
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ TITLES = {
     "dog": Title("DoG", GREEN, "D", "-."),
     "sam": Title("SAM", PURPLE, "v", "--"),
     "asam": Title("ASAM", BROWN, "P", ":"),
-    "momo": Title("MoMo", GREEN, "X", "--"),
-    "momo-adam": Title("MoMo-Adam", GREEN, "X", "--"),
+    "momo": Title("MoMo", YELLOW, "X", "--"),
+    "momo-adam": Title("MoMo-Adam", YELLOW, "X", "--"),
     "gen": Title("GeN-AdamW", BROWN, "P", ":"),
-    "salsa": Title("SaLSa", YELLOW, "p", "-"),
+    "salsa": Title("SaLSa", WINE, "p", "--"),
 }  # fmt: skip
 
 PLUS = {"acme": "ACME", "asam": "ASAM", "nesterov": "Nesterov"}

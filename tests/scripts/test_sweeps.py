@@ -455,7 +455,7 @@ def test_ctrl_c_stops_the_sweep(stub: Path) -> None:
 def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: int) -> None:
     commands = listed("peers", PRESET=preset)
     configs = [config(command) for command in commands]
-    assert len(configs) == (16 * 7 + 4) * seeds == len({c.output for c in configs})
+    assert len(configs) == (19 * 7 + 4) * seeds == len({c.output for c in configs})
     whole = max(c.epochs for c in configs)
     order = []
     for c in configs:
@@ -468,7 +468,7 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
         if c.optimizer == "acme":
             default = 0.001 if c.adam else 0.1
             half, kept = c.epochs == (whole + 1) // 2, c.gain != 1
-            assert (c.gain, c.adapt_steps, c.search_steps) == ((2, 60, 20) if kept else (1, None, 0))
+            assert (c.gain, c.adapt_steps, c.search_steps) == ((4, 100, 20) if kept else (1, None, 0))
             suffix = "-half" if half else "-kept" * kept + "-unbiased" * c.unbiased_squares
             assert c.anneal_over == (1.5 if c.average_weights else 1) and not c.no_annealing
             if c.average_weights:
@@ -524,10 +524,10 @@ def test_status_knows_the_runs_beside_peers(tmp_path: Path) -> None:
         )  # fmt: skip
         return int(re.search(r"(\d+) missing", done.stdout)[1])
 
-    assert missing(PRESET="short") == 3 * 116 + 3 * 34 + 30  # beside peers, over gain, and over the length
-    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 116
+    assert missing(PRESET="short") == 3 * 137 + 32 + 30  # beside peers, over gain, and over the length
+    assert missing(PRESET="text") == missing(PRESET="digits") == 3 * 137
     reproduced = missing(PRESET="quick")
     (tmp_path / "quick" / "peers").mkdir(parents=True)
-    assert missing(PRESET="quick") == reproduced + 116
+    assert missing(PRESET="quick") == reproduced + 137
     (tmp_path / "quick" / "variants").mkdir()
-    assert missing(PRESET="quick") == reproduced + 116 + 13  # and two that are among those beside peers
+    assert missing(PRESET="quick") == reproduced + 137 + 15
