@@ -287,7 +287,7 @@ class Experiment:
         first: list[Tensor] = []
 
         def closure() -> Tensor:
-            self.progress.evaluations += torch.is_grad_enabled()
+            self.progress.evaluations += torch.is_grad_enabled()  # forward passes alone are counted below
             loss, logits = evaluate()
             if not first:
                 wrong = (logits.detach().argmax(1) != targets).sum()
