@@ -24,11 +24,11 @@ class Title:
 
 
 TITLES = {
-    "sgd-acme-kept-averaged": Title("SGD + ACME, step size kept, averaged weights", BLUE, "D"),
-    "adam-acme-kept-averaged": Title("Adam + ACME, step size kept, averaged weights", BLUE, "D"),
-    "adam-acme-kept-unbiased": Title("Adam + ACME, step size kept, unbiased squares", BLACK, "D", ":", "adam-acme-kept"),
-    "sgd-acme-kept": Title("SGD + ACME, step size kept", BLACK, "D", ":"),
-    "adam-acme-kept": Title("Adam + ACME, step size kept"),
+    "sgd-acme-kept-averaged": Title("SGD + ACME, α kept, averaged weights", BLUE, "D"),
+    "adam-acme-kept-averaged": Title("Adam + ACME, α kept, averaged weights", BLUE, "D"),
+    "adam-acme-kept-unbiased": Title("Adam + ACME, α kept, unbiased squares", BLACK, "D", ":", "adam-acme-kept"),
+    "sgd-acme-kept": Title("SGD + ACME, α kept", BLACK, "D", ":"),
+    "adam-acme-kept": Title("Adam + ACME, α kept"),
     "sgd-acme-averaged": Title("SGD + ACME, averaged weights", BLUE, "o"),
     "adam-acme-averaged": Title("Adam + ACME, averaged weights", BLUE, "o"),
     "adam-acme-unbiased": Title("Adam + ACME, unbiased squares", BLACK, "o", ":", "adam-acme-rare"),
@@ -36,8 +36,8 @@ TITLES = {
     "adam-acme-rare": Title("Adam + ACME, rare look-ahead"),
     "sgd-acme": Title("SGD + ACME", SKY, "o", "--"),
     "adam-acme": Title("Adam + ACME", SKY, "o", "--"),
-    "sgd-acme-kept-equal": Title("SGD + ACME, step size kept, averaged weights, fewer steps", timed="sgd-acme-kept-averaged"),
-    "adam-acme-kept-equal": Title("Adam + ACME, step size kept, averaged weights, fewer steps", timed="adam-acme-kept-averaged"),
+    "sgd-acme-kept-equal": Title("SGD + ACME, α kept, averaged weights, fewer steps", timed="sgd-acme-kept-averaged"),
+    "adam-acme-kept-equal": Title("Adam + ACME, α kept, averaged weights, fewer steps", timed="adam-acme-kept-averaged"),
     "sgd-acme-equal": Title("SGD + ACME, averaged weights, fewer steps", timed="sgd-acme-averaged"),
     "adam-acme-equal": Title("Adam + ACME, averaged weights, fewer steps", timed="adam-acme-averaged"),
     "sgd-acme-half": Title("SGD + ACME, half the epochs", timed="sgd-acme", rival=True),

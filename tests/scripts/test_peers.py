@@ -204,10 +204,10 @@ def test_kept_step_sizes_and_rare_look_aheads(
     assert peers.counterpart("sgd-acme-half", equal=True) == "sgd-acme-kept-equal"
     assert "ahead of" in run_without_torch("make_tables", tmp_path, "s", tmp_path)
     page = (tmp_path / "s" / "peers.md").read_text()
-    assert "(SGD + ACME, step size kept, averaged weights; Adam + ACME, step size kept" in page
+    assert "(SGD + ACME, α kept, averaged weights; Adam + ACME, α kept" in page
     assert "rare look-ahead" not in page and "Missing" not in page
     assert (
-        "- SGD + ACME, step size kept: ×1 is 0.1, the initial step size; acme, gain 2, adapt_steps 8, "
+        "- SGD + ACME, α kept: ×1 is 0.1, the initial step size; acme, gain 2, adapt_steps 8, "
         in page
     )
     made.peers(folder, (42, 43), SCALES)
