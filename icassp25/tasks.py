@@ -29,17 +29,11 @@ class Task:
     """
 
     checksum: str | None = None  #: of data that may be another elsewhere
-    about: Mapping[
-        str, Any
-    ] = {}  #: for the run's JSON: `chance`, where the table of data sets does not say it
+    about: Mapping[str, Any] = {}  #: for the run's JSON: `chance`, where DATASETS does not say it
     versions: Mapping[str, str] = {}  #: of the packages that hold the data, but torch
 
     def __init__(self, train: Examples, validation: Examples | None, test: Examples) -> None:
-        self.train, self.validation, self.test = (
-            train,
-            validation,
-            test,
-        )  # `validation` None: nothing is held out
+        self.train, self.validation, self.test = train, validation, test  # None: nothing is held out
 
     def order(self, generator: torch.Generator) -> Tensor:
         """One epoch's training examples in random order: int64 [n], as `training` takes them."""
