@@ -105,9 +105,8 @@ class CapturedStep:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.steps: Counter[bool] = Counter()  # by whether they look ahead
         self.graphs: dict[bool, list[Replay]] = {}
-        self.pool = (
-            torch.cuda.graph_pool_handle()
-        )  # not the evaluation's, which overwrites what a part leaves the next
+        # Not the evaluation's pool, which overwrites what a part leaves the next.
+        self.pool = torch.cuda.graph_pool_handle()
 
     def due(self) -> bool:
         """Whether the next step can be replays: after some ordinary ones of its kind."""
