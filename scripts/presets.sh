@@ -8,7 +8,7 @@
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
 #   LRS       initial step sizes to start from
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
-#   SWEEPS    what status.sh looks at
+#   SWEEPS    what reproduce.sh trains, and status.sh looks at
 #   PEER_SEEDS  of the runs beside peers   PEER_VALIDATION  training images held out in them, to choose scales on
 #   DOG_SCALE   DoG's default, as its authors have it for networks with BatchNorm, or without
 #
