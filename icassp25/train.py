@@ -482,7 +482,10 @@ def _start_wandb(config: RunConfig) -> Any:
         import wandb
     except ImportError:
         raise UsageError(f"--wandb {config.wandb}: needs the package wandb (pip install wandb).") from None
-    return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
+    try:
+        return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
+    except wandb.Error as error:
+        raise UsageError(f"--wandb {config.wandb}: {str(error).rstrip('.')}.") from None
 
 
 def _describe(experiment: Experiment) -> dict[str, Any]:
