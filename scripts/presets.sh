@@ -48,6 +48,7 @@ quick)
     ;;
 short)
     ABOUT="two CPU cores, hours; meant for the runs beside peers"
+    TIME_LIMIT=60
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --threads 1)
     PRECISION=${PRECISION:-bfloat16}
     EPOCHS=4

@@ -113,6 +113,18 @@ def test_equal_takes_the_evaluations_of_the_table_with_acme(preset: str) -> None
     assert not table
 
 
+@pytest.mark.parametrize("preset", [*PRESETS, "short", "text", "digits", "small"])
+def test_every_preset_has_a_time_limit_for_slurm(preset: str, tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@"\n')
+    sbatch.chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "sweep_table.sh"), "--slurm"], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PRESET": preset, "RESULTS": str(tmp_path)},
+    )  # fmt: skip
+    assert re.search(r" --time=\d+ ", done.stdout)
+
+
 def test_presets_are_the_scales_they_are_called() -> None:
     scales = {preset: config(listed("table", PRESET=preset)[0]) for preset in PRESETS}
     assert scales["smoke"].train_images <= 1000 and scales["smoke"].epochs <= 2
