@@ -47,7 +47,7 @@ quick)
     SEEDS=${SEEDS:-42}
     ;;
 short)
-    ABOUT="two CPU cores, hours; meant for the runs beside peers"
+    ABOUT="two CPU cores with AVX-512 BF16, some twelve hours; meant for the runs beside peers"
     TIME_LIMIT=60
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --threads 1)
     PRECISION=${PRECISION:-bfloat16}
