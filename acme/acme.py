@@ -240,7 +240,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _place(c: dict[str, Tensor], w: Tensor, w0: Tensor, direction: Tensor, bounded: bool = False) -> None:
-    """w ← (w0 - size·direction)·keep; w0 where the size is 0."""
+    """w ← (w0 - size·direction)·keep; w0 where the size is 0, be the direction infinite."""
     there = w if "fine" not in c and w.dtype == direction.dtype else None
     moved = torch.addcmul(w0.to(direction.dtype), direction, -c["size"], out=there)
     if "keep" in c:
@@ -281,13 +281,11 @@ def _clip(square: Tensor, max_norm: float | None) -> Tensor:
 # does not have, or what the host knows to be without effect.
 
 
-def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, kept: Any, *, norm: bool) -> list[Tensor]:
-    """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g (with `norm`, else 0); kept ← g.
+def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, *, norm: bool) -> list[Tensor]:
+    """Σ m·g/D, Σ m·m/D, Σ g·g/D and Σ g·g (with `norm`, else 0).
 
     With a gradient `ahead`, they are its own sums, and those of the averages as updated with `g`.
     """
-    if kept is not None:
-        kept.copy_(g)
     if ahead is not None:
         m, v = _updated(c, m, v, g)
     g = (g if ahead is None else ahead).to(m.dtype)
@@ -434,16 +432,12 @@ class _Block:
         torch._foreach_copy_(self.views[name], tensors)
         return flat
 
-    def take(self, name: str, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """The gradient, and where a stage has to copy it so that with `keep` it outlives the next evaluation."""
+    def take(self, name: str, keep: bool) -> Tensor:
+        """The gradient as one dimension; with `keep` it outlives the next evaluation."""
         found = self.gradients()
-        if not (self.alone and found[0].stride() == self.strides[0]):
-            self.gradient[name] = self.gather(name if keep else "latest", found)
-            return self.gradient[name], None
-        flat = self.gradient[name] = _flat(found[0])
-        if keep:
-            self.gradient[name] = self.room(name, flat.dtype)
-        return flat, self.gradient[name] if keep else None
+        there = self.alone and not keep and found[0].stride() == self.strides[0]
+        self.gradient[name] = _flat(found[0]) if there else self.gather(name if keep else "latest", found)
+        return self.gradient[name]
 
     def target(self, room: str) -> Tensor:
         """Where a stage puts weights: where they lie, or a room from which `write` puts them back."""
@@ -536,7 +530,6 @@ class _Trial:
 
     scaler: torch.amp.GradScaler | None
     ranks: dist.ProcessGroup | None
-    devices: list[torch.device]  # whose generators count
     device: torch.device  # where sums come together
     looks: bool
     losses: list[Tensor] = field(default_factory=list)  # of each evaluation
@@ -635,22 +628,19 @@ class Acme(Optimizer):
         self._process_group, self._compile = process_group, compile
         buffers_of = self._model or [] if buffers_of is None else buffers_of
         self._modules = [buffers_of] if isinstance(buffers_of, nn.Module) else list(buffers_of)
-        self._report: Report | None = None
+        self._outcome: tuple[Tensor, bool, int] | None = None  # of the last step, what `report` reads
         self._forget()
         defaults = _checked({name: given[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)})
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
 
     def _forget(self, whole: bool = True) -> None:
         """Begin what is remembered from step to step, but not in a state dict; or only what is about the state."""
-        self._blocks: list[
-            _Block
-        ] = []  # of the last step; the parameters and the groups that they are made of
+        self._blocks: list[_Block] = []  # of the last step; what they are made of, and which groups are equal
         self._params: list[Tensor] = []
         self._places: list[int] = []
-        self._outcome: tuple[Tensor, bool, int] | None = None  # with `capturable`, what `report` reads
         if whole:
-            self._due: list[str] | None = None  # in a step, the parts that are still to come
-            self._work: Generator[None, Any, None] | None = None
+            self._work: Generator[str | None, Any, None] | None = None  # the step in progress
+            self._part: str | None = None  # of it, that is due next
             self._trial: Any = None
             self._around = _Surroundings(self._modules)
             self._scaled: list[Any] = [SimpleNamespace() for _ in range(3)]  # what a GradScaler unscales
@@ -659,13 +649,11 @@ class Acme(Optimizer):
     @property
     def report(self) -> Report | None:
         """The last step in numbers; None before the first. With `capturable`, reading it waits for the device."""
-        if self._outcome is not None:
-            self._report = _report(*self._outcome)
-        return self._report
+        return None if self._outcome is None else _report(*self._outcome)
 
     @property
     def outcome(self) -> Tensor | None:
-        """With `capturable`, the last step's decision on the device: its code, NaN without look-ahead; memory that stays."""
+        """The last step's decision: its code, NaN without look-ahead; with `capturable` on the device, in memory that stays."""
         return None if self._outcome is None else self._outcome[0][4]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -736,13 +724,13 @@ class Acme(Optimizer):
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
         evaluate = torch.enable_grad()(closure)
-        with self._in_progress(scaler) as due:
+        with self._in_progress(scaler):
             loss = evaluate()
             # The next evaluation may take its memory.
             first = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            self._go_on(due[0], loss)
-            while self._work is not None and not self._trial.idle:
-                self._go_on(due[0], evaluate())
+            self._go_on(self._part, loss)
+            while self._part is not None and not self._trial.idle:
+                self._go_on(self._part, evaluate())
         return first
 
     @contextmanager
@@ -769,7 +757,7 @@ class Acme(Optimizer):
     @property
     def next_part(self) -> str | None:
         """The part of the step in progress that is due next: "ascend", "look" or "leap"; None outside a step."""
-        return self._due[0] if self._due else None
+        return self._part
 
     def ascend(self, loss: Tensor | float) -> None:
         """Go to ASAM's point; `loss` is that of the evaluation at the start. See `step_in_parts`."""
@@ -804,70 +792,64 @@ class Acme(Optimizer):
             warnings.warn(message, stacklevel=3)
 
     @contextmanager
-    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[list[str]]:
+    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[None]:
         """The evaluations of a step, which an exception undoes."""
-        if self._due is not None:
+        if self._work is not None:
             raise RuntimeError("A step of this optimizer is in progress: finish it with leap() first")
-        looks = self.looks()
-        self._due = ["ascend"] * self.param_groups[0]["asam"] + ["look"] * looks + ["leap"]
-        self._work = self._in_order(scaler, looks)
         torch.clear_autocast_cache()  # of casted weights that have changed
+        work = self._work = self._in_order(scaler)
         try:
-            next(self._work)
-            yield self._due
-            if self._work is not None and not self._trial.idle:
-                raise RuntimeError(f"The step was left before {self._due[0]}(): it is undone")
-        except BaseException:
-            if self._work is not None:
-                self._work.close()
-            raise
+            self._part = next(work)
+            yield
+            if self._part is not None and not self._trial.idle:
+                raise RuntimeError(f"The step was left before {self._part}(): it is undone")
         finally:
-            self._due = self._work = self._trial = None
+            work.close()
+            self._work = self._part = self._trial = None
             torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def _go_on(self, part: str, loss: Any) -> None:
+    def _go_on(self, part: str | None, loss: Any) -> None:
         """Do the part that is due, with the loss of the evaluation before it."""
-        if self._due is None:
+        if self._work is None:
             raise RuntimeError(f"{part}() outside a step (call it within `with optimizer.step_in_parts():`)")
-        if self._due[:1] != [part]:
-            due = f"{self._due[0]}(loss)" if self._due else "the end of the block"
+        if part != self._part:
+            due = f"{self._part}(loss)" if self._part else "the end of the block"
             raise RuntimeError(f"{part}() where {due} is due (ascend with asam, look with acme, then leap)")
-        del self._due[0]
-        try:
-            self._work.send(loss)  # type: ignore[union-attr]
-        except StopIteration:
-            self._work = None
+        self._part = None
+        self._part = self._work.send(loss)
         torch.clear_autocast_cache()
 
     # The step, from top to bottom: section 4 ----------------------------------------------------------------
 
-    def _in_order(self, scaler: torch.amp.GradScaler | None, looks: bool) -> Generator[None, Any, None]:
-        """A step; at each `yield` the model is evaluated, which gives the loss.
+    def _in_order(self, scaler: torch.amp.GradScaler | None) -> Generator[str | None, Any, None]:
+        """A step; at each `yield` of the part that is due the model is evaluated, which gives the loss.
 
         Averages, step sizes and counters change at the end only, when all is known; until then an exception, there or
         here, leaves nothing but weights, buffers and generators to be put back.
         """
+        looks, asam = self.looks(), self.param_groups[0]["asam"]
+        parts = ["leap", *["look"] * looks, *["ascend"] * asam]  # still to come, the next one last
         params = [param for group in self.param_groups for param in group["params"]]
         devices, device = _devices(params), params[0].device if params else torch.device("cpu")
         ranks = _ranks(self._model, params, self._process_group)
-        trial = self._trial = _Trial(scaler, ranks, devices, device, looks)
+        trial = self._trial = _Trial(scaler, ranks, device, looks)
         before = self._around.saved(devices)
 
-        def again() -> Generator[None, Any, None]:
+        def again() -> Generator[str, Any, None]:
             before()
-            loss = yield
+            loss = yield parts.pop()
             after()
             self._evaluated(trial, loss)
 
         try:
-            loss = yield
-            after = self._around.saved(devices) if self._due else before
+            loss = yield parts.pop()
+            after = self._around.saved(devices) if parts else before
             self._evaluated(trial, loss)
             if not trial.blocks:
                 self.warn("After the closure no parameter of the optimizer has a gradient: nothing is done.")
                 raise _Idle
-            if self.param_groups[0]["asam"]:
+            if asam:
                 self._to_asam_point(trial)
                 yield from again()
             self._take_gradient(trial)
@@ -889,10 +871,11 @@ class Acme(Optimizer):
                 block.gradient = {}
         if trial.idle:
             self._tell(trial)
-            for _ in list(self._due or ()):  # a loop in parts evaluates all the same
-                trial.losses.append((yield))
+            while parts:  # a loop in parts evaluates all the same
+                trial.losses.append((yield parts.pop()))
                 after()
                 self._tell(trial)
+        yield None
 
     def _evaluated(self, trial: _Trial, loss: Any) -> None:
         """After an evaluation: its loss, where the sums are; after the first, who takes part, and with which numbers."""
@@ -916,9 +899,10 @@ class Acme(Optimizer):
         """The blocks of the parameters that have a gradient: those of the last step, where nothing has changed."""
         trial.params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         # Equal groups are one: dividing parameters among them changes no sum. (A number in a tensor equals itself only.)
-        entries, kinds_of = (*_GROUP_OPTIONS, "step_size", "reference_lr", "t", "annealing_step"), []
+        kinds_of = []
         for group in self.param_groups:
-            kinds_of.append([id(group[k]) if isinstance(group[k], Tensor) else group[k] for k in entries])
+            entries = [group[name] for name in (*_GROUP_OPTIONS, *_GROUP_STATE)]
+            kinds_of.append([id(x) if isinstance(x, Tensor) else x for x in entries])
         trial.places = list(map(kinds_of.index, kinds_of))
         same = trial.places == self._places and len(trial.params) == len(self._params)
         same = same and all(map(is_, trial.params, self._params))
@@ -950,7 +934,7 @@ class Acme(Optimizer):
         steps = options["total_steps"]
         if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
             self.warn(f"total_steps={steps} are done: steps stay at a hundredth (see set_total_steps).")
-        names = "epsilon", "eta", "rho", "weight_decay", "lr", "reference_lr", "step_size", "t"
+        names = [name for name in (*_GROUP_OPTIONS, *_GROUP_STATE) if name != "betas"]
         rows = [[*group["betas"], *(group[name] for name in names)] for group in self.param_groups]
         n = trial.n = dict(zip(("beta1", "beta2", *names), self._numbers(trial, rows).unbind(1), strict=True))
         # The first `lr` that is not 0 is the start; a group whose `lr` is 0 for now stays where it is.
@@ -1011,10 +995,7 @@ class Acme(Optimizer):
         n, sums = trial.n | {"size": -trial.n["rho"]}, []
         self._keep_weights(trial)
         for block in trial.blocks:
-            g, kept = block.take("start", trial.looks)
-            if kept is not None:
-                kept.copy_(g)
-            flats: Any = block.averages()[1], block.gradient["start"], block.rooms["weights"]
+            flats: Any = block.averages()[1], block.take("start", trial.looks), block.rooms["weights"]
             sums.append(self._run(_ascent, block, n, *flats, weight=block.weight))
         self._record(trial, "start", sums)
         scaled = {"size": 1 / (trial.read["start"][1::2].sum().sqrt() + ASAM_FLOOR)}
@@ -1029,8 +1010,8 @@ class Acme(Optimizer):
         options, sums = self.param_groups[0], []
         norm = options["max_grad_norm"] is not None or bool(options["acme"] and self.watchers)
         for block in trial.blocks:
-            g, kept = block.take("first", trial.looks)
-            sums.append(self._run(_sums, block, trial.n, *block.averages(), g, None, kept, norm=norm))
+            g = block.take("first", trial.looks)
+            sums.append(self._run(_sums, block, trial.n, *block.averages(), g, None, norm=norm))
             block.gradient.setdefault("start", block.gradient["first"])
         self._record(trial, "first", sums)
         found, beta1 = trial.read["first"][1:].view(-1, 4), _sent(trial.n["beta1"], trial.device)
@@ -1052,8 +1033,7 @@ class Acme(Optimizer):
         """Read, decide and move."""
         options, n, sums = self.param_groups[0], trial.n, []
         for block in trial.blocks if trial.looks else ():
-            g1, _ = block.take("ahead", False)
-            flats: Any = *block.averages(), block.gradient["first"], g1, None
+            flats: Any = *block.averages(), block.gradient["first"], block.take("ahead", False)
             norm = options["max_grad_norm"] is not None
             sums.append(self._run(_sums, block, n, *flats, scaled=trial.limit, norm=norm))
         if trial.looks:
@@ -1072,12 +1052,11 @@ class Acme(Optimizer):
         alpha, decision = n["step_size"][first], torch.where(fine, move.decision, Decision.NON_FINITE)
         slopes = torch.stack([ahead["p0"], ahead["p1"]]) / torch.where(alpha == 0, 1, alpha)
         outcome = torch.stack([l0, ahead["l1"], *slopes, decision, alpha, n["applied"][first], limit])
-        report = None if options["capturable"] else _report(outcome, trial.looks, len(trial.losses))
-        for watcher in self.watchers if report is not None else ():
-            watcher(self, report, read)  # type: ignore[arg-type]
+        for watcher in () if options["capturable"] else self.watchers:
+            watcher(self, _report(outcome, trial.looks, len(trial.losses)), read)
         self._move(trial, move, fine, clip, clip * limit, ahead)
         self._commit(trial, move, fine)
-        self._tell(trial, outcome, report)
+        self._tell(trial, outcome)
 
     def _run(self, stage: Any, block: _Block, n: Any, *flats: Any, scaled: Any = None, **how: bool) -> Any:
         """A stage over one block, with its group's numbers, some of them times a number on the device; its sums."""
@@ -1147,8 +1126,8 @@ class Acme(Optimizer):
         if not options["acme"]:
             return 1.0
         if options["total_steps"] is not None:
-            done = self._numbers(trial, [[options["annealing_step"]]])[0] / options["total_steps"]
-            cosine: Any = torch.cos(math.pi * done.clamp(max=1.0))
+            done = (trial.n["annealing_step"] / options["total_steps"]).clamp(max=1.0)
+            cosine: Any = torch.cos(math.pi * done)
             annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + cosine) / 2
         return damping(beta1) * annealing * trial.n["scheduled"] * options["gain"]
 
@@ -1257,18 +1236,16 @@ class Acme(Optimizer):
                 else:
                     group[name] = value.item() if isinstance(value, Tensor) else value
 
-    def _tell(self, trial: _Trial, outcome: Tensor | None = None, report: Report | None = None) -> None:
+    def _tell(self, trial: _Trial, outcome: Tensor | None = None) -> None:
         """What `report` says at the end of a step; without an outcome, of one that did nothing."""
         options, nan, looks = self.param_groups[0], math.nan, trial.looks
         if outcome is None:
             alpha, looks = options["step_size"] if options["acme"] else options["lr"], False
             code = Decision.NON_FINITE if trial.blocks else nan
             outcome = self._numbers(trial, [[trial.losses[0], nan, nan, nan, code, alpha, 0.0, 1.0]])[0]
-        if options["capturable"]:
-            outcome = outcome if self._outcome is None else self._outcome[0].copy_(outcome)
-            self._outcome = outcome, looks, len(trial.losses)
-        else:
-            self._report = report or _report(outcome, looks, len(trial.losses))
+        if options["capturable"] and self._outcome is not None:
+            outcome = self._outcome[0].copy_(outcome)
+        self._outcome = outcome, looks, len(trial.losses)
 
     # State ----------------------------------------------------------------------------------------------
 
@@ -1309,14 +1286,14 @@ class Acme(Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_modules", "_process_group", "_compile", "_report")
+        own = ("_model", "_modules", "_process_group", "_compile", "_outcome")
         return {**super().__getstate__(), **{name: vars(self)[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             _refuse_foreign(group, "the loaded state")
         super().__setstate__(state)
-        self._forget(whole="_report" in state)  # a copy; otherwise `load_state_dict`
+        self._forget(whole="_outcome" in state)  # a copy; otherwise `load_state_dict`
         for group in self.param_groups:
             group.setdefault("steps", group.get("annealing_step", 1))
             for name, value in self.defaults.items():
@@ -1412,6 +1389,7 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 _NAMELESS = " (no name)"  # ends what a parameter without a name is called
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")  # a group may have its own
+_GROUP_STATE = ("step_size", "reference_lr", "t", "annealing_step")  # tensors, with `capturable`
 _FLAGS: tuple[str, ...] = ("acme", "adam", "asam", "nesterov", "bias_correction", "differentiable")
 _FLAGS += ("capturable", "unbiased_squares")
 _WHOLE = {"total_steps": 1, "adapt_steps": 1, "search_steps": 0}  # whole numbers of at least so many

@@ -105,7 +105,7 @@ class CapturedStep:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.steps: Counter[bool] = Counter()  # by whether they look ahead
         self.graphs: dict[bool, list[Replay]] = {}
-        # Not the evaluation's, which overwrites what a part leaves the next.
+        # Not the evaluation's pool, which overwrites what a part leaves the next.
         self.pool = torch.cuda.graph_pool_handle()
 
     def due(self) -> bool:

@@ -7,13 +7,11 @@ from torch import Tensor
 
 from icassp25.config import RunConfig
 from icassp25.data import SPLIT_SEED
-from icassp25.sampling import stratified_order
+from icassp25.sampling import Examples, stratified_order
 
 TEST_IMAGES = 600
 BALANCED_IMAGES = 1_740
 """174 of each digit, the number of those of the rarest; the order's last 57 images are of the others."""
-
-Examples = tuple[Tensor, Tensor]
 
 
 def load(

@@ -10,38 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ACME = "acme"
-"""The `--optimizer` that is not a peer."""
-
+ACME = "acme"  # the `--optimizer` that is not a peer
 ACME_LR = 0.1  # the published default
-
-WARMUP = 0.05
-"""Share of the steps over which the schedule-free optimizers warm up: their README asks for a warm-up, but names no
-length."""
-
-STATISTICS_BATCHES = 50
-"""Training batches from which BatchNorm's statistics are taken at averaged weights, as schedulefree's README has it."""
-
+WARMUP = 0.05  # share of the steps in which schedule-free optimizers warm up: their README names no length
+STATISTICS_BATCHES = 50  # of BatchNorm at averaged weights, as schedulefree's README has it
 LAZY = 4  # GeN changes its rate in every so many steps, as its README has it
 FORWARD = 1 / 3  # what a forward pass alone costs, in evaluations: a backward pass is two of them
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One optimizer and its use.
-
-    `default` is the value of `--lr` if none is given, and `argument` the constructor's argument that takes it.
-    `options` are further arguments; `betas`, `momentum` and `eps` are added by the `family`.
-    """
+    """One optimizer and its use."""
 
     package: str  #: what pip installs
     module: str
     class_name: str
-    default: float
+    default: float  #: of `--lr`
     scale: str  #: what `--lr` is, in words
     how: str
     decay: str  #: what `--weight-decay` does, in words
-    argument: str = "lr"
+    argument: str = "lr"  #: of the constructor, which takes `--lr`
     family: str = "sgd"  #: sgd: momentum; adam: betas and eps
     plain: bool = False  #: takes none of these
     momentum: str = "momentum"  #: the argument that takes it
@@ -50,7 +38,7 @@ class Peer:
     modes: bool = False  #: `optimizer.train()` and `.eval()`, and BatchNorm's statistics anew for testing
     averages: bool = False  #: tested at averaged weights, as with `--average-weights`
     default_without_norm: float | None = None  #: `default` for networks without BatchNorm, if another
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  #: further arguments
 
 
 COUPLED = "coupled: added to the gradient"

@@ -191,11 +191,15 @@ def settled(path: Path, config: RunConfig) -> bool:
         UsageError: going on would overwrite a run, finished or not, or mix two.
     """
     finished, differences = False, []
-    with contextlib.suppress(UnusableRun):
+    resumable = checkpoint_path(path).exists()
+    try:
         sidecar = _read_json(sidecar_path(path))
         differences = config.same_run(_read_config(sidecar))
         finished = sidecar.get("finished") is True and path.exists()
-    if not finished and not checkpoint_path(path).exists() and _rows(path) == 0:
+    except UnusableRun as why:
+        if not resumable and _rows(path) > 0:
+            raise UsageError(f"--output {path}: holds rows, but {why}; name another or delete it.") from why
+    if not finished and not resumable and _rows(path) == 0:
         return False
     state, to = ("finished", "keep it") if finished else ("interrupted", "go on")
     if differences:
@@ -275,7 +279,7 @@ def read_study(folder: Path) -> tuple[list[Run], list[str]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UnusableRun(f"its JSON ({path.name}) is missing") from None
     except (OSError, ValueError, RecursionError) as error:

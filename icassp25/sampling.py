@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+Examples = tuple[Tensor, Tensor]
+"""Examples and their targets, int64 [n], or [n, 64] where a model predicts 64 times for each."""
+
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """One epoch's random order in which each round draws one image of every class.

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from icassp25 import augment, data, digits, text
 from icassp25.config import CONTEXT, RunConfig
-from icassp25.sampling import stratified_order
+from icassp25.sampling import Examples, stratified_order
 
-Examples = tuple[Tensor, Tensor]
-"""Examples and their targets, int64 [n], or [n, 64] where a model predicts 64 times for each."""
 Share = slice | Tensor
 ALL = slice(None)
 
@@ -29,7 +27,7 @@ class Task:
     """
 
     checksum: str | None = None  #: of data that may be another elsewhere
-    about: Mapping[str, Any] = {}  #: for the run's JSON: `chance`, where the table of data sets lacks it
+    about: Mapping[str, Any] = {}  #: for the run's JSON: `chance`, where DATASETS does not say it
     versions: Mapping[str, str] = {}  #: of the packages that hold the data, but torch
 
     def __init__(self, train: Examples, validation: Examples | None, test: Examples) -> None:

@@ -397,12 +397,13 @@ class Experiment:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what other programs write
                 content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
-            self._refuse_another_run(path, content)
+                self._refuse_another_run(path, content)
             return self._continue_from(content)
         except UsageError:
             raise
         except Exception as error:  # of any kind: the file may hold anything
-            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(".: ")
+            first = str(error).partition("\n")[0].partition(". ")[0]
+            reason = f"{type(error).__name__}: {first}".rstrip(".: ")
             raise UsageError(
                 f"{path}: not a checkpoint of this program ({reason}); delete it to start over."
             ) from error
@@ -480,7 +481,10 @@ def _start_wandb(config: RunConfig) -> Any:
         import wandb
     except ImportError:
         raise UsageError(f"--wandb {config.wandb}: needs the package wandb (pip install wandb).") from None
-    return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
+    try:
+        return wandb.init(project="acme", name=config.wandb, config=config.to_dict())
+    except wandb.Error as error:
+        raise UsageError(f"--wandb {config.wandb}: {str(error).rstrip('.')}.") from None
 
 
 def _describe(experiment: Experiment) -> dict[str, Any]:

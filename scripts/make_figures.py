@@ -23,15 +23,16 @@ def figures_of_part(results: Path, study: str, part: str) -> Iterator[tuple[str,
 
 
 def work(results: Path, study: str, out: Path) -> None:
-    problems = []
+    figures, problems = [], []
     for part in parts_of(results / study):
         try:
-            for name, figure in figures_of_part(results, study, part):
-                save(figure, out, name)
+            figures += figures_of_part(results, study, part)
         except UsageError as problem:
             problems.append(f"No figures of {part}/: {problem}")
-    if not list(out.glob("*.png")):
+    if not figures:
         raise UsageError("\n".join(problems) or f"{results / study} holds nothing to draw.")
+    for name, figure in figures:
+        save(figure, out, name)
     print("\n".join([*problems, f"Figures are in {out}."]))
 
 

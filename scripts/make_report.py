@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 from study.collect import parts_of, tables_of
 from study.command import command_line
-from study.runs import Run, UsageError, device_of, read_study
+from study.runs import Run, device_of, read_study
 from study.words import given
 from study.write import write_whole
 
@@ -53,7 +53,7 @@ def work(results: Path, study: str, out: Path) -> None:
     runs = [run for part in parts_of(results / study) for run in read_study(results / study / part)[0]]
     pictures = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in out.glob("*.png")}
     if not pictures:
-        raise UsageError(f"{out} holds no figures; make figures draws them.")
+        problems.append(f"No figures: {out} holds none; make figures draws those that the study has.")
     common, table = how(runs)
     environments = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environments.get_template("report.html.jinja").render(
@@ -65,6 +65,7 @@ def work(results: Path, study: str, out: Path) -> None:
         runs=table,
         environment=environment(runs),
     )
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "report.html", page + "\n")
     print(out / "report.html")
 

@@ -1,9 +1,9 @@
-# Sourced by the other scripts before all else: goes to the repository's root. Relative DATA_DIR, RESULTS, FIGURES and
-# PYTHON are from where the user stands; a PYTHON without a slash is a command.
-for name in DATA_DIR RESULTS FIGURES PYTHON; do
+# Sourced by the other scripts before all else: goes to the repository's root. Relative DATA_DIR, CIFAR100_ROOT, RESULTS,
+# FIGURES and PYTHON are from where the user stands; a PYTHON without a slash is a command.
+for name in DATA_DIR CIFAR100_ROOT RESULTS FIGURES PYTHON; do
     case $name=${!name:-} in
     *= | *=/*) ;;
-    PYTHON=*/* | DATA_DIR=* | RESULTS=* | FIGURES=*) export "$name=$PWD/${!name}" ;;
+    PYTHON=*/* | DATA_DIR=* | CIFAR100_ROOT=* | RESULTS=* | FIGURES=*) export "$name=$PWD/${!name}" ;;
     esac
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit

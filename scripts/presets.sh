@@ -8,7 +8,7 @@
 #   SEEDS     of the table's runs           LR_SEEDS  of the runs over the initial step size
 #   LRS       initial step sizes to start from
 #   SGD_LR, ADAM_LR  initial step sizes in the table, with ACME and without
-#   SWEEPS    what status.sh looks at
+#   SWEEPS    what reproduce.sh trains, and status.sh looks at
 #   PEER_SEEDS  of the runs beside peers   PEER_VALIDATION  training images held out in them, to choose scales on
 #   DOG_SCALE   DoG's default, as its authors have it for networks with BatchNorm, or without
 #   KEPT      ACME that keeps its step size, beside peers: chosen by sweep_gain.sh's held-out examples of text and digits
@@ -49,7 +49,8 @@ quick)
     SEEDS=${SEEDS:-42}
     ;;
 short)
-    ABOUT="two CPU cores, hours; meant for the runs beside peers"
+    ABOUT="two CPU cores with AVX-512 BF16, some twelve hours; meant for the runs beside peers"
+    TIME_LIMIT=60
     OPTIONS=(--model WRN --depth 4 --width-alpha 1 --batch-size 200 --threads 1)
     PRECISION=${PRECISION:-bfloat16}
     EPOCHS=4
@@ -100,7 +101,7 @@ reduced)
     PEER_SEEDS=${PEER_SEEDS:-42 43 44}
     ;;
 paper)
-    ABOUT="one GPU; some 30 hours of an H100"
+    ABOUT="one GPU; 36 hours of an H100 at its measured speed with bfloat16 and --compile, longer as it is"
     TIME_LIMIT=240
     OPTIONS=(--model WRN --depth 16 --width-alpha 8 --batch-size 200)
     PRECISION=${PRECISION:-tf32}

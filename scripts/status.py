@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from icassp25 import runlog
 from icassp25.config import RunConfig
+from icassp25.files import print_what_can_be_said
 from icassp25.lock import TAKEN, is_locked
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
@@ -57,6 +58,7 @@ def in_words(seconds: float) -> str:
 
 
 def main() -> None:
+    print_what_can_be_said()
     found: dict[str, list[str]] = {state: [] for state in STATES}
     spent = done = left = 0.0  # seconds, and gradient evaluations
     for config in configurations(sys.stdin.readlines()):
@@ -72,8 +74,10 @@ def main() -> None:
         print(f"{len(runs):5} {state}", *runs * (state in STATES[1:4]), sep="\n")
     if left:  # by what an evaluation has taken so far, and the number of runs at work
         at_once = max(1, len(found["running"]))
-        time = in_words(left * spent / done / at_once) if done else ""
-        print("time left:", f"about {time}" if time else "unknown until an epoch is done")
+        words = (
+            f"about {in_words(left * spent / done / at_once)}" if done else "unknown until an epoch is done"
+        )
+        print(f"time left: {words}")
 
 
 if __name__ == "__main__":

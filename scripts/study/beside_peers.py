@@ -44,9 +44,10 @@ class Peers:
         self.scales = sorted({scale for scales in self.groups.values() for scale in scales})
         self.chance = chance_of(self.runs[0])
         timed = results / "benchmarks" / f"peers-{study}.csv"
-        self.step_seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # of an evaluation, its share of the step included
         if timed.exists():
-            self.step_seconds = (pd.read_csv(timed, index_col=0).step_ms / 1000).to_dict()
+            table = pd.read_csv(timed, index_col=0)
+            self.seconds = (table.step_ms / table.evaluations / 1000).to_dict()
 
     def of(self, keys: Iterable[str]) -> list[Group]:
         return [group for key in keys for group in self.groups.get(key, {}).values()]
@@ -88,12 +89,12 @@ class Peers:
         return [search.outwards(draws) if outwards else search.expected(draws) for search in searches]
 
     def cost(self, key: str | None, column: str = "evaluations") -> float | None:
-        """What a run takes: the mean of the last `column` over the runs that did not diverge. Seconds are those that the
-        steps take in benchmarks/peers.py, where it has measured this study."""
-        if column == "seconds" and self.step_seconds:
-            steps = self.cost(key, "steps")
-            timed = next((name for name in (key, about(key).timed) if name in self.step_seconds), None)
-            return steps * self.step_seconds[timed] if steps and timed else None
+        """What a run takes: the mean of the last `column` over the runs that did not diverge. Seconds are those that
+        so many evaluations take in benchmarks/peers.py, where it has measured this study."""
+        if column == "seconds" and self.seconds:
+            evaluations = self.cost(key)
+            timed = next((name for name in (key, about(key).timed) if name in self.seconds), None)
+            return evaluations * self.seconds[timed] if evaluations and timed else None
         return mean(last(run, column) for run in runs_of(self.of([key])) if not run.diverged)
 
     def price(self, key: str) -> int:
@@ -147,9 +148,9 @@ def rows_of(study: Peers, keys: list[str], equal: bool = False) -> list[Numbers]
 
 def lines_of(study: Peers, keys: list[str]) -> list[str]:
     wanted = {key: len(study.scales if key in study.whole else study.groups[key]) for key in keys}
-    timed = bool(study.step_seconds)
+    timed = bool(study.seconds)
     lines = missing(study.of(keys), wanted) + notes(study.of(keys), study.left_out, timed)
-    seconds = "Seconds: steps times what one takes in benchmarks/peers.py, without tests and start."
+    seconds = "Seconds: evaluations times what one takes in benchmarks/peers.py, without tests and start."
     return lines + [seconds] * timed
 
 

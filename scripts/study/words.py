@@ -35,7 +35,7 @@ def seeds_of(runs: Iterable[Run]) -> set[int]:
 
 
 def text_of(value: object) -> str:
-    return "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def given(config: RunConfig, names: AbstractSet[str] = OPTIONS) -> list[str]:

@@ -9,7 +9,7 @@ from common import MODES, all_modes, batches, make_closure, net, start, vector
 from torch import nn
 
 from acme import Acme
-from benchmarks.device import waits
+from benchmarks.common import waits
 from icassp25 import train
 from icassp25.config import RunConfig
 from icassp25.parts import Parts

@@ -249,7 +249,8 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     finished(path)
     frame = read_run(path).frame
-    path.write_text(path.read_text(), encoding="utf-8-sig")
+    for each in (path, path.with_suffix(".json")):
+        each.write_text(each.read_text(), encoding="utf-8-sig")
     assert path.read_bytes().startswith(b"\xef\xbb\xbf") and read_run(path).frame.equals(frame)
 
 
@@ -389,6 +390,23 @@ def test_settled(tmp_path: Path) -> None:
     assert not settled(path, CONFIG)
     with pytest.raises(UsageError, match="interrupted"):
         settled(path, begun_anew)
+
+
+def test_rows_that_are_nobodys_are_not_written_over(tmp_path: Path) -> None:
+    """Of another program, or of a run whose JSON is lost or names options that there are no more."""
+    path, foreign = tmp_path / "people.csv", "name,phone\nAnn,1\n"
+    path.write_text(foreign)
+    finished(tmp_path / "run.csv")
+    sidecar_of_old = sidecar(tmp_path / "run.csv")
+    sidecar_of_old["options"]["warp"] = 9
+    (tmp_path / "run.json").write_text(json.dumps(sidecar_of_old))
+    for config in (CONFIG, replace(CONFIG, resume=False)):
+        with pytest.raises(
+            UsageError, match="holds rows, but its JSON .people.json. is missing; name another"
+        ):
+            settled(path, config)
+        with pytest.raises(UsageError, match="holds rows, but its JSON .*unknown options: warp"):
+            settled(tmp_path / "run.csv", config)
 
 
 def test_a_diverged_run_is_settled(tmp_path: Path) -> None:

@@ -206,10 +206,7 @@ def test_kept_step_sizes_and_rare_look_aheads(
     page = (tmp_path / "s" / "peers.md").read_text()
     assert "(SGD + ACME, α kept, averaged weights; Adam + ACME, α kept" in page
     assert "rare look-ahead" not in page and "Missing" not in page
-    assert (
-        "- SGD + ACME, α kept: ×1 is 0.1, the initial step size; acme, gain 2, adapt_steps 8, "
-        in page
-    )
+    assert "- SGD + ACME, α kept: ×1 is 0.1, the initial step size; acme, gain 2, adapt_steps 8, " in page
     made.peers(folder, (42, 43), SCALES)
     peers = Peers(tmp_path, "s")
     assert len(peers.groups) == 20 + 5 + 4 + 2 and peers.left_out == []
@@ -232,7 +229,7 @@ def test_seconds_are_the_benchmarks_where_it_has_measured(
     assert Peers(tmp_path, "s").cost("dog", "seconds") == pytest.approx(5.2)  # as the made-up CSVs have it
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "peers-s.csv").write_text(
-        "optimizer,step_ms,to_sgd\ndog,50,2.0\nsgd-acme,40,1.6\n"
+        "optimizer,step_ms,to_sgd,evaluations\ndog,50,2.0,1\nsgd-acme,40,1.6,2\n"
     )
     peers = Peers(tmp_path, "s")
     assert peers.cost("dog", "seconds") == pytest.approx(40 * 0.05)

@@ -78,6 +78,23 @@ def test_no_backend_from_outside(results: Path, tmp_path: Path, backend: str) ->
     assert (tmp_path / "one" / "robustness_error.png").exists()
 
 
+def test_a_figure_that_cannot_be_written_is_said(results: Path, figures: Path, tmp_path: Path) -> None:
+    """Though earlier figures are there."""
+    out = tmp_path / "three"
+    out.mkdir()
+    (out / "old.png").touch()
+    (out / "robustness_error.png").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "make_figures.py"), "--study", "three", "--results", str(results),
+         "--out", str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"{out}/robustness_error.png: cannot be written (Is a directory).\n",
+    )
+
+
 def test_tables_do_not_import_torch(results: Path, tmp_path: Path, run_without_torch: Any) -> None:
     run_without_torch("make_tables", results, "three", tmp_path, hash_seed=0)
 

@@ -62,6 +62,16 @@ def test_all_is_on_one_page(report: Path) -> None:
     assert words.count("batch_size") == 1  # what all have in common is said once
 
 
+def test_without_figures_the_rest_is_there(made: SimpleNamespace, tmp_path: Path) -> None:
+    """As where drawing them failed, and of a study that has none."""
+    made.run(tmp_path / "results" / "s" / "gain" / "sgd-acme.gain2.seed42.csv", acme=True, gain=2.0)
+    command = [sys.executable, str(ROOT / "scripts" / "make_report.py"), "--study", "s"]
+    subprocess.run([*command, "--results", str(tmp_path / "results"), "--out", str(tmp_path)], check=True)
+    text = (tmp_path / "s" / "report.html").read_text()
+    assert "No figures: " in text and "Figures</h2>" not in text
+    assert "gain/sgd-acme.gain2.seed42" in text and "Runs of gain/" in text
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 

@@ -113,6 +113,18 @@ def test_equal_takes_the_evaluations_of_the_table_with_acme(preset: str) -> None
     assert not table
 
 
+@pytest.mark.parametrize("preset", [*PRESETS, "short", "text", "digits", "small"])
+def test_every_preset_has_a_time_limit_for_slurm(preset: str, tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@"\n')
+    sbatch.chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "sweep_table.sh"), "--slurm"], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PRESET": preset, "RESULTS": str(tmp_path)},
+    )  # fmt: skip
+    assert re.search(r" --time=\d+ ", done.stdout)
+
+
 def test_presets_are_the_scales_they_are_called() -> None:
     scales = {preset: config(listed("table", PRESET=preset)[0]) for preset in PRESETS}
     assert scales["smoke"].train_images <= 1000 and scales["smoke"].epochs <= 2
@@ -155,11 +167,13 @@ def test_settings_from_outside() -> None:
 
 def test_relative_folders_are_from_where_the_user_stands(stub: Path, tmp_path: Path) -> None:
     here = {**environment(stub), "RESULTS": "my runs", "DATA_DIR": "../data", "PYTHON": f"./{stub.name}"}
+    here |= {"CIFAR100_ROOT": "images"}
     done = sweep("table", cwd=tmp_path, **{**here, "PRESET": "quick"})
     assert done.returncode == 0 and len(lines(stub)) == 16
     assert f" --output {tmp_path}/my runs/quick/table/sgd.seed42.csv " in lines(stub)[0]
     assert f" --data-dir {tmp_path}/../data " in lines(stub)[0]
     assert (tmp_path / "my runs" / "quick" / "table" / "sgd.seed42.log").exists()
+    assert stub.with_name("root").read_text() == f"{tmp_path}/images"
     assert listed("table", PYTHON="python3")[0][0] == "python3"
 
 
@@ -220,7 +234,7 @@ def stub(tmp_path: Path) -> Path:
     script = tmp_path / "python"
     script.write_text(
         "#!/bin/sh\n"
-        'echo "$PWD $*" >> "$LOG"\n'
+        'echo "$PWD $*" >> "$LOG"; printf %s "$CIFAR100_ROOT" > "${LOG%log}root"\n'
         'echo "finished: test error 50.00% after epoch 2, logged in $4"\n'
         'case "$*" in *"$FAIL"*) exit 3;; *"$INTERRUPTED"*) exit 130;; esac\n'
         "exec sleep $SLEEP\n"
@@ -404,7 +418,7 @@ def test_status(tmp_path: Path, made: SimpleNamespace) -> None:
     folder = tmp_path / "smoke"
     scale = {"train_images": 300, "epochs": 2, "dataset": "synthetic", "depth": 4, "width_alpha": 1}
     made.run(folder / "table" / "sgd.seed42.csv", lr=0.1, **scale)
-    (folder / "table" / "adam.seed42.log").write_text("no memory\n")
+    (folder / "table" / "adam.seed42.log").write_text("no memory …\n", encoding="utf-8")
     (folder / "table" / "adam-acme.seed42.log").write_text("interrupted: --resume goes on\n")
     taken = f"adam-asam.seed42.csv: {TAKEN} (process 12 on node3)."
     (folder / "table" / "adam-asam.seed42.log").write_text(
@@ -412,12 +426,13 @@ def test_status(tmp_path: Path, made: SimpleNamespace) -> None:
     )
     done = subprocess.run(
         [str(ROOT / "scripts" / "status.sh")],
-        env={"PATH": os.environ["PATH"], "PRESET": "smoke", "RESULTS": str(tmp_path), "PYTHON": sys.executable},
+        env={"PATH": os.environ["PATH"], "PRESET": "smoke", "RESULTS": str(tmp_path), "PYTHON": sys.executable,
+             "PYTHONIOENCODING": "ascii"},
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     counts = dict(reversed(line.split()) for line in done.splitlines() if line.split()[0].isdigit())
     assert counts == {"finished": "1", "running": "0", "interrupted": "2", "failed": "1", "missing": "32"}
-    assert "adam.seed42.csv: no memory" in done and "time left: about" in done
+    assert "adam.seed42.csv: no memory ?" in done and "time left: about" in done
 
 
 def test_an_interrupted_run_ends_the_sweep(stub: Path) -> None:

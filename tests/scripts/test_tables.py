@@ -477,10 +477,10 @@ def test_a_table_of_options(made: SimpleNamespace, tmp_path: Path) -> None:
     done = make_tables(tmp_path / "results", "s", tmp_path)
     assert done.returncode == 0 and "stray.csv is left out: depth is 16" in done.stdout
     assert [row[:5] for row in cells(tmp_path / "s" / "gain.md")] == [
-        ["SGD + ACME", "0.1", "1", "all", "0"],
+        ["SGD + ACME", "0.1", "1", "not set", "0"],
         ["SGD + ACME", "0.1", "3", "60", "20"],
-        ["Adam + ACME, slow", "0.001", "3", "all", "0"],
-        ["Adam + ACME, slow, average_weights", "0.001", "3", "all", "0"],
+        ["Adam + ACME, slow", "0.001", "3", "not set", "0"],
+        ["Adam + ACME, slow, average_weights", "0.001", "3", "not set", "0"],
         ["SGD", "1", "—", "—", "—"],
         ["SGD", "3", "—", "—", "—"],
     ]
