@@ -91,7 +91,7 @@ def test_results_are_those_of_the_figures() -> None:
         found += [(f"{studies[task]}/peers_budget.md", cell) for task, cell in zip(tasks, cells, strict=True)]
     for _, *cells, _ in section("docs/results.md", "Longer trainings")[2:]:
         found += [("short/length.md", cell) for cell in cells]
-    assert len(found) == 30 + 39 + 9
+    assert len(found) == 30 + 51 + 9
     for table, cell in found:
         assert any(cell in row for row in rows((ROOT / "figures" / table).read_text())), (table, cell)
 
