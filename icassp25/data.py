@@ -40,7 +40,7 @@ SOURCES = (
 )
 
 STALL_SECONDS = 20.0
-MINIMUM_RATE = 50_000.0  # bytes a second: the archive in an hour; a slower source is left for the next
+MINIMUM_RATE = 100_000.0  # bytes a second: the archive in half an hour; a slower source is left for the next
 CHUNK_BYTES = 1 << 16
 FILES = {
     "train": "16019d7e3df5f24257cddd939b257f8d",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ACME that keeps its step size after 60 steps, with three gains, from three starts and with averaged weights, beside
-# optimizers whose learning rate somebody has tuned.
+# optimizers whose learning rate somebody has tuned or a learning rate finder has found (docs/find_lr.md).
 #
 #   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_kept.sh [--slurm]
 #
@@ -28,6 +28,13 @@ for seed in $SEEDS; do
     for lr in 0.0001 100; do
         run "kept/sgd-acme-kept.gain2.lr$lr.seed$seed"           --seed "$seed" --lr $lr "${kept[@]}" --gain 2
         run "kept/adam-acme-kept-unbiased.gain2.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam "${kept[@]}" --gain 2 --unbiased-squares
+    done
+    # What benchmarks/find_lr.py found for WRN 4-1: ACME, steepest descent, valley. SGD's rates are ten times torch's.
+    for lr in 5.393 15.56 0.1024; do
+        run "find_lr/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
+    done
+    for lr in 0.01262 0.01024 0.0002984; do
+        run "find_lr/adam.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam
     done
 done
 report
