@@ -313,8 +313,8 @@ def overview_table(studies: Mapping[str, Peers]) -> Table:
     words = (
         "ACME beside its peers: test error in % after the last epoch, mean ± standard deviation over seeds. Default: from "
         f"the default scale. {TERMS['tuned']} Random: to be expected of one run from a scale drawn at random from those "
-        "over six decades; a diverged run counts as guessing. AdamW on all tasks: from the one scale with the lowest mean "
-        "validation error over these tasks with the first seed, which learning-rate-free methods should be measured by "
+        "over six decades; a diverged run counts as guessing. AdamW on all tasks: from that of the scales they share with "
+        "the lowest mean validation error with the first seed, which learning-rate-free methods should be measured by "
         "(Kasimbeg et al., How far away are truly hyperparameter-free learning algorithms?, 2025)."
     )
     return table("overview", "Beside peers, on several tasks", words, rows, columns, notes=lines)
