@@ -1061,11 +1061,10 @@ class Acme(Optimizer):
     def _run(self, stage: Any, block: _Block, n: Any, *flats: Any, scaled: Any = None, **how: bool) -> Any:
         """A stage over one block, with its group's numbers, some of them times a number on the device; its sums."""
         names = [name for name, number in n.items() if number is not None]
-        column = _sent(torch.stack([n[name][block.place] for name in names]), block.device).unbind()
-        c = dict(zip(names, column, strict=True))
+        column = _sent(torch.stack([n[name] for name in names])[:, block.place], block.device)
         for name, factor in (scaled or {}).items():
-            c[name] = c[name] * factor.to(block.device)
-        c = dict(zip(names, torch.stack(list(c.values())).to(block.dtype).unbind(), strict=True))
+            column[names.index(name)].mul_(factor.to(block.device))
+        c = dict(zip(names, column.to(block.dtype).unbind(), strict=True))
         if self._compile:
             rows = [_compiled(stage)(c, *flats, **how)]
         else:
