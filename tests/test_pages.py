@@ -58,6 +58,10 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 1300
 
 
+def test_research_has_a_first_page() -> None:
+    assert len((ROOT / "docs" / "research.md").read_text().split("\n# The log\n")[0].split()) <= 600
+
+
 def test_pages_quote_the_tables_as_they_are() -> None:
     """`python -m tests.test_pages` mends it."""
     for page in PAGES:
