@@ -628,7 +628,7 @@ class Acme(Optimizer):
         self._process_group, self._compile = process_group, compile
         buffers_of = self._model or [] if buffers_of is None else buffers_of
         self._modules = [buffers_of] if isinstance(buffers_of, nn.Module) else list(buffers_of)
-        self._outcome: tuple[Tensor, bool, int] | None = None  # of the last step, what `report` reads
+        self._report: Report | None = None
         self._forget()
         defaults = _checked({name: given[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)})
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
@@ -638,6 +638,7 @@ class Acme(Optimizer):
         self._blocks: list[_Block] = []  # of the last step; what they are made of, and which groups are equal
         self._params: list[Tensor] = []
         self._places: list[int] = []
+        self._outcome: tuple[Tensor, bool, int] | None = None  # with `capturable`, what `report` reads
         if whole:
             self._work: Generator[str | None, Any, None] | None = None  # the step in progress
             self._part: str | None = None  # of it, that is due next
@@ -649,11 +650,13 @@ class Acme(Optimizer):
     @property
     def report(self) -> Report | None:
         """The last step in numbers; None before the first. With `capturable`, reading it waits for the device."""
-        return None if self._outcome is None else _report(*self._outcome)
+        if self._outcome is not None:
+            self._report = _report(*self._outcome)
+        return self._report
 
     @property
     def outcome(self) -> Tensor | None:
-        """The last step's decision: its code, NaN without look-ahead; with `capturable` on the device, in memory that stays."""
+        """With `capturable`, the last step's decision on the device: its code, NaN without look-ahead; memory that stays."""
         return None if self._outcome is None else self._outcome[0][4]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -1052,11 +1055,12 @@ class Acme(Optimizer):
         alpha, decision = n["step_size"][first], torch.where(fine, move.decision, Decision.NON_FINITE)
         slopes = torch.stack([ahead["p0"], ahead["p1"]]) / torch.where(alpha == 0, 1, alpha)
         outcome = torch.stack([l0, ahead["l1"], *slopes, decision, alpha, n["applied"][first], limit])
-        for watcher in () if options["capturable"] else self.watchers:
-            watcher(self, _report(outcome, trial.looks, len(trial.losses)), read)
+        report = None if options["capturable"] else _report(outcome, trial.looks, len(trial.losses))
+        for watcher in self.watchers if report is not None else ():
+            watcher(self, report, read)  # type: ignore[arg-type]
         self._move(trial, move, fine, clip, clip * limit, ahead)
         self._commit(trial, move, fine)
-        self._tell(trial, outcome)
+        self._tell(trial, outcome, report)
 
     def _run(self, stage: Any, block: _Block, n: Any, *flats: Any, scaled: Any = None, **how: bool) -> Any:
         """A stage over one block, with its group's numbers, some of them times a number on the device; its sums."""
@@ -1235,16 +1239,18 @@ class Acme(Optimizer):
                 else:
                     group[name] = value.item() if isinstance(value, Tensor) else value
 
-    def _tell(self, trial: _Trial, outcome: Tensor | None = None) -> None:
+    def _tell(self, trial: _Trial, outcome: Tensor | None = None, report: Report | None = None) -> None:
         """What `report` says at the end of a step; without an outcome, of one that did nothing."""
         options, nan, looks = self.param_groups[0], math.nan, trial.looks
         if outcome is None:
             alpha, looks = options["step_size"] if options["acme"] else options["lr"], False
             code = Decision.NON_FINITE if trial.blocks else nan
             outcome = self._numbers(trial, [[trial.losses[0], nan, nan, nan, code, alpha, 0.0, 1.0]])[0]
-        if options["capturable"] and self._outcome is not None:
-            outcome = self._outcome[0].copy_(outcome)
-        self._outcome = outcome, looks, len(trial.losses)
+        if options["capturable"]:
+            outcome = outcome if self._outcome is None else self._outcome[0].copy_(outcome)
+            self._outcome = outcome, looks, len(trial.losses)
+        else:
+            self._report = report or _report(outcome, looks, len(trial.losses))
 
     # State ----------------------------------------------------------------------------------------------
 
@@ -1285,14 +1291,14 @@ class Acme(Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_modules", "_process_group", "_compile", "_outcome")
+        own = ("_model", "_modules", "_process_group", "_compile", "_report")
         return {**super().__getstate__(), **{name: vars(self)[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             _refuse_foreign(group, "the loaded state")
         super().__setstate__(state)
-        self._forget(whole="_outcome" in state)  # a copy; otherwise `load_state_dict`
+        self._forget(whole="_report" in state)  # a copy; otherwise `load_state_dict`
         for group in self.param_groups:
             group.setdefault("steps", group.get("annealing_step", 1))
             for name, value in self.defaults.items():

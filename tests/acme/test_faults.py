@@ -428,7 +428,7 @@ def test_a_warning_turned_into_an_error_undoes_the_step(mode, cause) -> None:
         warnings.simplefilter("error")
         optimizer.step(closure)
     assert_same(before, snapshot(model, optimizer))
-    assert optimizer.report == report
+    assert optimizer.report is report
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(model, optimizer, data, 1)
@@ -459,7 +459,7 @@ def test_watched_clipping_turned_into_an_error_undoes_the_step() -> None:
                 break
         else:
             pytest.fail("no warning")
-    assert torch.equal(weight, before[0]) and optimizer.report == before[2]
+    assert torch.equal(weight, before[0]) and optimizer.report is before[2]
     assert optimizer.state_dict()["param_groups"] == before[1]["param_groups"]
     assert torch.equal(optimizer.state[weight]["exp_avg"], before[1]["state"][0]["exp_avg"])
 

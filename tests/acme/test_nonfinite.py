@@ -63,7 +63,7 @@ def test_before_the_look_ahead(mode, value, place, steps_before) -> None:
         with pytest.raises(FloatingPointError, match="start" if call == 1 else "ASAM"):
             optimizer.step(make_closure(model, optimizer, data[0], spoiler(model, call, value, place)))
         assert_same(before, snapshot(model, optimizer))
-        assert optimizer.report == report
+        assert optimizer.report is report
         train(model, optimizer, data, 2)  # and training goes on
 
 

@@ -67,7 +67,7 @@ def test_exception_between_the_parts(mode, error) -> None:
             point()
             optimizer.leap(loss)
         assert_same(before, snapshot(model, optimizer))
-        assert optimizer.report == report
+        assert optimizer.report is report
         train(model, optimizer, data, 2)
 
 
