@@ -819,7 +819,6 @@ class Acme(Optimizer):
         if part != self._part:
             due = f"{self._part}(loss)" if self._part else "the end of the block"
             raise RuntimeError(f"{part}() where {due} is due (ascend with asam, look with acme, then leap)")
-        self._part = None
         self._part = self._work.send(loss)
         torch.clear_autocast_cache()
 

@@ -1,5 +1,6 @@
 """A step in parts is the step of the closure, its order is checked, and an exception in between undoes it."""
 
+import math
 import warnings
 
 import pytest
@@ -108,6 +109,17 @@ def test_parts_outside_a_step_and_steps_within_one() -> None:
         with pytest.raises(RuntimeError, match="left before look"), optimizer.step_in_parts():
             break
     assert_same(before, snapshot(model, optimizer))
+
+
+def test_a_step_whose_failure_is_caught_within_is_no_step() -> None:
+    model, data = net(), batches()
+    optimizer = Acme(model, 0.1, acme=True)
+    before = snapshot(model, optimizer)
+    undone, failed = pytest.raises(RuntimeError, match="left before look"), pytest.raises(FloatingPointError)
+    with undone, optimizer.step_in_parts(), failed:
+        optimizer.look(make_closure(model, optimizer, data[0])() * math.nan)
+    assert_same(before, snapshot(model, optimizer))
+    train(model, optimizer, data, 1)
 
 
 def test_exception_after_the_leap_keeps_the_step() -> None:
