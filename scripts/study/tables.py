@@ -226,29 +226,35 @@ def option(name: str) -> Callable[[Numbers], str]:
     return lambda row: text_of(row[name]) if row["acme"] or row[name] != DEFAULTS[name] else NOTHING
 
 
+def validation_error(group: Group) -> float | None:
+    """In %, of the runs that did not diverge."""
+    found = group.mean("validation_error") if group.config.validation else None
+    return None if found is None else 100 * found
+
+
 def options_table(results: Path, study: str, folder: str) -> Table:
     """A row for each set of options in a folder, a column for each option in which runs of one key differ."""
     groups, left_out = load(results / study / folder)
     different = {"lr"}.union(*map(varied, by_key(groups).values()))
     flags = {name for name in different if isinstance(DEFAULTS[name], bool)}
     names = [name for name in OPTIONS if name in different - flags]
+    validation = {("", "Validation, %"): number("validation_error", ".2f")}
     rows = [
         {"optimizer": ", ".join([title(group.key), *given(group.config, flags)]), "acme": group.config.acme}
         | {name: getattr(group.config, name) for name in names}
         | {"step_size": group.mean("step_size"), **numbers_of(group)}
-        | {"validation_error": 100 * group.mean("validation_error") if group.config.validation else None}
+        | {"validation_error": validation_error(group)}
         for key, some in by_key(groups).items()
         for group in sorted(
             some, key=lambda group: [getattr(group.config, name) or 0 for name in [*flags, *names]]
         )
     ]
-    validation = {("", "Validation, %"): number("validation_error", ".2f")}
     columns = {
         **OPTIMIZER,
         **{("", name): option(name) for name in names},
         ("", "Evaluations"): number("evaluations"),
         ("", "Last step size"): number("step_size", ".3g"),
-        **(validation if any(row["validation_error"] for row in rows) else {}),
+        **(validation if groups[0].config.validation else {}),
         ("", "Error, %"): error(),
         ("", "Seeds"): lambda row: str(row["seeds"] + row["diverged"]),
     }

@@ -461,6 +461,19 @@ def test_a_study_without_finished_runs_says_why(made: SimpleNamespace, tmp_path:
     assert not (tmp_path / "s").exists()
 
 
+def test_a_table_of_options_has_validation_errors_of_what_did_not_diverge(
+    made: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results" / "s" / "gain"
+    made.run(folder / "sgd-acme.gain1.seed42.csv", acme=True, validation=500)
+    made.run(folder / "sgd-acme.gain9.seed42.csv", 1, acme=True, validation=500, gain=9.0)
+    done = make_tables(tmp_path / "results", "s", tmp_path)
+    assert done.returncode == 0, done.stderr
+    fine, lost = cells(tmp_path / "s" / "gain.md")
+    frame = pd.read_csv(folder / "sgd-acme.gain1.seed42.csv")
+    assert (fine[5], lost[5]) == (f"{100 * frame.validation_error.iloc[-1]:.2f}", "—")
+
+
 def test_a_table_of_options(made: SimpleNamespace, tmp_path: Path) -> None:
     """A row a combination, a column an option in which runs of one key differ; runs of another scale are named."""
     folder = tmp_path / "results" / "s" / "gain"
