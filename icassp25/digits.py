@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from icassp25.config import RunConfig
+from icassp25.config import RunConfig, UsageError
 from icassp25.data import SPLIT_SEED
 from icassp25.sampling import Examples, stratified_order
 
@@ -40,8 +40,12 @@ def load(
 
 
 def read() -> tuple[Tensor, Tensor]:
-    """All 1 797 images, float64 [n, 64] in 0 … 16, and labels int64 [n]."""
-    from sklearn.datasets import load_digits
-
+    """All 1 797 images, float64 [n, 64] in 0 … 16, and labels int64 [n]; a `UsageError` without scikit-learn."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UsageError(
+            "--dataset digits: needs the package scikit-learn (pip install scikit-learn)."
+        ) from None
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).to(torch.float64), torch.from_numpy(labels).to(torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -167,6 +168,13 @@ def test_digits_are_divided_alike_and_by_class(monkeypatch: pytest.MonkeyPatch) 
     assert [len(part) for part in parts_of(most)] == [67, 1_130, 600]
     few, _, _ = digits.load(replace(DIGITS, train_images=200, validation=300), CPU, torch.float64)
     assert few[1].bincount().tolist() == [20] * 10
+
+
+def test_without_scikit_learn_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UsageError, match=r"^--dataset digits: needs the package scikit-learn.*pip install"):
+        train.run(DIGITS, tmp_path / "run.csv")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- runs -----------------------------------------------------------------------------------------------
