@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How little `gain` and `adapt_steps` matter: ACME from its default step size, with a search for the start, adapted in the
+# What `gain` and `adapt_steps` matter: ACME from its default step size, with a search for the start, adapted in the
 # first 40, 60, 100 or 150 steps and kept from there on, with gains of 1, 2, 3 and 4; Adam with unbiased squares.
 #
 #   PRESET=NAME  [DRY_RUN=1] [JOBS=n] [SEEDS="42 43"]  scripts/sweep_gain.sh [--slurm]
