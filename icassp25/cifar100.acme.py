@@ -8,14 +8,13 @@ import ctypes
 import platform
 import signal
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from icassp25 import lock, ranks, runlog
-from icassp25.config import RunConfig, UsageError
+from icassp25.config import RunConfig, UsageError, add_options
 from icassp25.files import print_what_can_be_said
 
 TAKEN_ELSEWHERE = 75  # exit code; sysexits.h's EX_TEMPFAIL: try again later
@@ -38,21 +37,7 @@ class Parser(argparse.ArgumentParser):
 def parse(arguments: list[str] | None = None) -> RunConfig:
     """The configuration that the command line asks for; config.py says what the options are."""
     parser = Parser(prog="cifar100.acme.py", description=__doc__)
-    types = RunConfig.types()
-    for option in (each for each in fields(RunConfig) if "help" in each.metadata):
-        about, kind = option.metadata, types[option.name][0]
-        names = [f"--{option.name.replace('_', '-')}", *about.get("also", ())]
-        if kind is bool:
-            parser.add_argument(*names, action="store_true", help=about["help"])
-            continue
-        parser.add_argument(
-            *names,
-            type=kind,
-            default=option.default,
-            choices=about.get("choices"),
-            metavar=about.get("metavar") or (None if "choices" in about else METAVARS[kind]),
-            help=about["help"] + ("" if option.default is None else " (default: %(default)s)"),
-        )
+    add_options(parser)
     given = vars(parser.parse_args(arguments))
     config = RunConfig(**given)
     if config.find_lr and given["lr"] is not None:
@@ -63,9 +48,6 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     except UsageError as error:
         parser.error(str(error))
     return config
-
-
-METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 def on_signals(what: Any) -> None:

@@ -1,13 +1,14 @@
 """One run's configuration: the same dataclass on the command line, in the JSON and in the checkpoint.
 
-An option has its home here: its field holds default, help, choices and bounds. cifar100.acme.py makes the
-parser from it, and what is Acme's own goes to Acme as it is, which checks it. Nothing here imports torch, so
-tables and figures can read configurations on any machine.
+An option has its home here: its field holds default, help, choices and bounds. The parser is made from it, and what
+is Acme's own goes to Acme as it is, which checks it. Nothing here imports torch, so tables and figures can read
+configurations on any machine.
 """
 
 from __future__ import annotations
 
 import math
+from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -321,3 +322,22 @@ class RunConfig:
 
 WHERE_AND_HOW = frozenset({"data_dir", "output", "resume", "threads", "wandb"})
 """Options that do not change a run's numbers."""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Those of the training script: what a parser makes of a command line is a configuration's fields."""
+    types, metavars = RunConfig.types(), {int: "N", float: "X", str: "NAME"}
+    for option in (each for each in fields(RunConfig) if "help" in each.metadata):
+        about, kind = option.metadata, types[option.name][0]
+        names = [f"--{option.name.replace('_', '-')}", *about.get("also", ())]
+        if kind is bool:
+            parser.add_argument(*names, action="store_true", help=about["help"])
+            continue
+        parser.add_argument(
+            *names,
+            type=kind,
+            default=option.default,
+            choices=about.get("choices"),
+            metavar=about.get("metavar") or (None if "choices" in about else metavars[kind]),
+            help=about["help"] + ("" if option.default is None else " (default: %(default)s)"),
+        )

@@ -44,8 +44,6 @@ def read() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError(
-            "--dataset digits: needs the package scikit-learn (pip install scikit-learn)."
-        ) from None
+        raise UsageError("--dataset digits: needs the package scikit-learn (pip install it).") from None
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).to(torch.float64), torch.from_numpy(labels).to(torch.int64)

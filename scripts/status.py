@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from icassp25 import runlog
-from icassp25.config import RunConfig
+from icassp25.config import RunConfig, add_options
 from icassp25.files import print_what_can_be_said
 from icassp25.lock import TAKEN, is_locked
 
@@ -21,9 +21,11 @@ STATES = ("finished", "running", "interrupted", "failed", "missing")
 
 
 def configurations(lines: list[str]) -> list[RunConfig]:
-    """What the training script makes of the commands; a run that two sweeps share counts once."""
-    parse = runpy.run_path(str(ROOT / "icassp25" / "cifar100.acme.py"))["parse"]
-    parsed = [parse(shlex.split(line)[2:]) for line in lines if line.strip()]
+    """Those of the training script's commands; a run that two sweeps share counts once."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    given = [parser.parse_args(shlex.split(line)[2:]) for line in lines if line.strip()]
+    parsed = [RunConfig(**vars(options)) for options in given]
     return list({config.output: config for config in parsed}.values())
 
 
