@@ -12,7 +12,7 @@ from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
-from icassp25.peers import ACME, OPTIMIZERS, PEERS, default_lr
+from icassp25.peers import ACME, NO_DECAY, OPTIMIZERS, PEERS, default_lr
 
 CLASSES = 100
 TRAIN_IMAGES = 50_000
@@ -286,6 +286,8 @@ class RunConfig:
                 self._need(fine, each.name, "--optimizer acme, whose option it is", beside)
             if each.name in ("no_annealing", "anneal_over"):
                 self._need(fine or peer.cosine, each.name, "nothing (it has no schedule)", beside)
+            has_none = {"momentum": peer.plain, "weight_decay": peer.decay == NO_DECAY}
+            self._need(fine or not has_none.get(each.name), each.name, "nothing (it has none)", beside)
         fine = not (self.average_weights and (peer.modes or peer.averages))
         self._need(fine, "average_weights", "nothing (it averages them itself)", beside)
         fine = not (self.compile and self.optimizer == "salsa")

@@ -113,10 +113,9 @@ class Adapter:
         options = {**peer.options, peer.argument: config.lr}
         if peer.decay != NO_DECAY:
             options["weight_decay"] = config.weight_decay
-        if peer.family == "adam" and not peer.plain:
-            options |= {"betas": (config.momentum, BETA2), "eps": EPSILON}
-        elif not peer.plain:
-            options[peer.momentum] = config.momentum
+        adams = {"betas": (config.momentum, BETA2), "eps": EPSILON}
+        if not peer.plain:
+            options |= adams if peer.family == "adam" else {peer.momentum: config.momentum}
         if peer.modes:
             options["warmup_steps"] = round(WARMUP * config.epochs * config.steps_per_epoch)
         if peer.class_name == "SAM":
@@ -156,15 +155,11 @@ class Adapter:
     def _fit(self) -> None:
         """GeN's change of the rate, in every fourth step, by another batch."""
         if (self.steps + 1) % LAZY == 0:
-            self.lr_parabola(
-                self.model,
-                self.optimizer,
-                nn.CrossEntropyLoss(label_smoothing=self.config.label_smoothing),
-                tr_iter=self.others(self.config.seed + self.steps),
-                device=next(self.model.parameters()).device,
-                task="image_cls",
-                scale=1 - self.steps // self.config.steps_per_epoch / self.config.epochs,
-            )
+            criterion = nn.CrossEntropyLoss(label_smoothing=self.config.label_smoothing)
+            batches, device = self.others(self.config.seed + self.steps), next(self.model.parameters()).device
+            scale = 1 - self.steps // self.config.steps_per_epoch / self.config.epochs
+            how = dict(tr_iter=batches, device=device, task="image_cls", scale=scale)
+            self.lr_parabola(self.model, self.optimizer, criterion, **how)
             self.forwards = 3
 
     def _loss_alone(self, closure: Callable[[], Tensor], loss: Tensor, backwards: bool = False) -> Tensor:

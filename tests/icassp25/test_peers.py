@@ -169,6 +169,11 @@ def test_the_version_of_the_package_is_logged(images: data.CifarData) -> None:
         ({"optimizer": "dog", "average_weights": True}, "--average-weights with --optimizer dog: expected"),
         ({"optimizer": "schedulefree-sgd", "average_weights": True}, "--average-weights with"),
         ({"optimizer": "salsa", "compile": True}, "--compile with --optimizer salsa: expected nothing"),
+        (
+            {"optimizer": "salsa", "weight_decay": 0.1},
+            "--weight-decay 0.1 with --optimizer salsa: expected nothing",
+        ),
+        ({"optimizer": "dog", "momentum": 0.5}, "--momentum 0.5 with --optimizer dog: expected nothing"),
         ({"optimizer": "adagrad"}, "--optimizer adagrad: expected one of acme, sgd"),
         ({"optimizer": "schedulefree-sgd", "momentum": 0.0}, "--momentum 0.0 with"),
     ],
