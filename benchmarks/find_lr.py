@@ -4,8 +4,8 @@
 
 `steepest` and `valley` take the learning rate range test, with the constants of torch-lr-finder: rates from 1e-7 to 10 in
 a hundred steps, until the smoothed loss is five times its least. `steepest` is the rate where that falls fastest,
-`valley`, of fastai, the one in the middle of the longest fall. `acme` is `acme.find_lr`; the rows behind it are tried
-variations: another gain afterwards, the largest step size of the sixty steps, a hundred steps.
+`valley`, of fastai, the one in the middle of the longest fall. `acme` is `acme.find_lr`; tried as well: another gain
+afterwards, the largest step size of the sixty steps, a hundred steps; `path`, of research/path_lr.py, which looks back.
 
 Written to results/benchmarks/find_lr.csv, of each task, optimizer and finder: `lr`, the median over seeds 42 to 46;
 `spread`, largest over smallest; `none`, seeds without a rate; `evaluations` of loss and gradient; `error`, the mean test
@@ -29,6 +29,7 @@ import acme
 from icassp25 import tasks
 from icassp25.config import RunConfig
 from icassp25.models import build_model
+from research.path_lr import path_lr
 
 SEEDS = range(42, 47)
 TRAINED = SEEDS[:3]
@@ -124,6 +125,7 @@ def rates(name: str, optimizer: str, seed: int) -> dict[str, tuple[float | None,
         "acme, largest step size": max(sizes) / sizes[-1],
     }  # fmt: skip
     said |= {finder: (sixty.lr and sixty.lr * each, sixty.evaluations) for finder, each in factors.items()}
+    said["path"] = path_lr(*problem(name, seed), OPTIMIZERS[optimizer])
     return said | {"acme, 100 steps": (hundred.lr, hundred.evaluations)}
 
 
