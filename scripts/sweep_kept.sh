@@ -29,11 +29,11 @@ for seed in $SEEDS; do
         run "kept/sgd-acme-kept.gain2.lr$lr.seed$seed"           --seed "$seed" --lr $lr "${kept[@]}" --gain 2
         run "kept/adam-acme-kept-unbiased.gain2.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam "${kept[@]}" --gain 2 --unbiased-squares
     done
-    # What benchmarks/find_lr.py found for WRN 4-1: ACME, steepest descent, valley. SGD's rates are ten times torch's.
-    for lr in 5.393 15.56 0.1024; do
+    # What benchmarks/find_lr.py found for WRN 4-1: ACME, steepest descent, valley, path. SGD's rates are ten times torch's.
+    for lr in 5.393 15.56 0.1024 8.274; do
         run "find_lr/sgd.lr$lr.seed$seed" --seed "$seed" --lr $lr
     done
-    for lr in 0.01262 0.01024 0.0002984; do
+    for lr in 0.01262 0.01024 0.0002984 0.00581; do
         run "find_lr/adam.lr$lr.seed$seed" --seed "$seed" --lr $lr --adam
     done
 done
