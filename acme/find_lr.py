@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .acme import Acme, Report, _devices, _Surroundings, damping
+from .acme import Acme, Decision, Measured, Move, Report, _devices, _Surroundings, damping
 
-__all__ = ["Found", "closures", "find_lr"]
+__all__ = ["Found", "find_lr"]
 
 SEARCH_STEPS = 20  # at most so many first steps only look for a start
-GROWING = 5  # last steps in all of which the step size grew by its bound: it has found none
+GROWING = 5  # last steps in all of which the step size grew as it does at most: it has found none
+MEMORY = 0.9  # largest decay rate of the step size's memory; one above would outlast the steps
 
 
 @dataclass(frozen=True)
 class Found:
     """What `find_lr` has found; `print` says it in a line."""
 
-    lr: (
-        float | None
-    )  #: of the first group, for `torch.optim.SGD` with momentum β1 or for `AdamW`; None if there is none
+    lr: float | None  #: of the first group, for `optimizer`; None if there is none
     groups: list[dict[str, float | None]]  #: each group's "lr"
     reason: str | None  #: why there is no rate
     optimizer: str  #: whose rate it is
@@ -52,57 +52,46 @@ class Found:
         return ax
 
 
-def closures(
-    model: nn.Module, loader: Iterable[Any], criterion: Callable[..., Tensor]
-) -> Iterator[Callable[[], Tensor]]:
-    """A closure for each ``(inputs, targets)`` of `loader`, in pass after pass, on the device of the model's parameters.
-
-    Each zeroes the model's gradients, evaluates ``criterion(model(inputs), targets)`` and its gradient, and returns it.
-    """
-    device, some = next(model.parameters()).device, True
-    while some:
-        some = False
-        for inputs, targets in loader:
-            some, batch = True, (inputs.to(device), targets.to(device))
-
-            def closure(inputs: Tensor = batch[0], targets: Tensor = batch[1]) -> Tensor:
-                model.zero_grad()
-                loss = criterion(model(inputs), targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                return loss
-
-            yield closure
+class _Finder(Acme):
+    def decide(self, seen: Measured) -> Move:
+        return super().decide(seen._replace(beta1=seen.beta1.clamp(max=MEMORY)))
 
 
 def find_lr(
     model: nn.Module | Iterable[Any], closures: Iterable[Callable[[], Any]], *, adam: bool = False, steps: int = 60,
-    gain: float = 2.0, betas: tuple[float, float] = (0.9, 0.999),
+    gain: float = 2.0, betas: tuple[float, float] = (0.9, 0.999), buffers_of: nn.Module | None = None,
 ) -> Found:  # fmt: skip
     """A learning rate for `torch.optim.SGD` with momentum, or with `adam` for `AdamW`, to begin a falling schedule at.
 
     Takes `steps` steps of ACME from the model as it is and says what step size they end with, γ·gain·α; for SGD, whose
-    momentum adds gradients up, times 1 - β1. Then weights, gradients, training mode, torch's random generators and the
-    buffers (of an `nn.Module`) are as before, after an exception or Ctrl-C, too.
+    momentum adds gradients up, times 1 - β1. Then weights, gradients, torch's random generators, and of an `nn.Module`
+    buffers and training mode are as before, after an exception or Ctrl-C, too.
 
     Args:
         model: an `nn.Module`, its parameters, or group dicts, whose `lr` (positive) give the ratios of the groups' rates.
         closures: of one batch each, at least `steps`: zeroes the gradients, evaluates loss and gradient and returns the
-            true loss (not one scaled for float16); see `closures`. All ranks of a distributed training call this together.
+            true loss (gradients neither scaled nor clipped); see `closures`. All ranks of a distributed training call
+            this together, with as many.
         adam: for AdamW, else for SGD.
         steps: of ACME, two evaluations each.
         gain: factor on ACME's steps and on what is found.
         betas: SGD's momentum (the first one), or AdamW's.
+        buffers_of: the module that closures evaluate, where `model` is a part of it: it is put back, too.
 
     Returns `Found`, whose `lr` is None where there is no rate; `reason` says why. Raises ValueError, TypeError as `Acme`.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps <= GROWING:
         raise ValueError(f"Invalid steps: {steps!r} (expected a whole number above {GROWING})")
-    modules = [model] if isinstance(model, nn.Module) else []
+    whole = model if buffers_of is None else buffers_of
+    modules = [whole] if isinstance(whole, nn.Module) else []
     options: dict[str, Any] = dict(acme=True, adam=adam, bias_correction=adam, unbiased_squares=adam)
     options |= dict(betas=betas, gain=gain, total_steps=None, search_steps=min(SEARCH_STEPS, steps // 2))
-    optimizer = Acme(model, **options)
+    optimizer = _Finder(model, **options)
     groups = optimizer.param_groups
-    params = [param for group in groups for param in group["params"]]
+    if not all(float(group["lr"]) > 0 for group in groups):
+        raise ValueError("Invalid lr of a group: 0 (expected a positive number)")
+    of_modules = (param for module in modules for param in module.parameters())
+    params = list(dict.fromkeys([*(param for group in groups for param in group["params"]), *of_modules]))
     weights = [param.detach().clone() for param in params]
     gradients = [(param.grad, None if param.grad is None else param.grad.clone()) for param in params]
     training = {module: module.training for root in modules for module in root.modules()}
@@ -113,7 +102,9 @@ def find_lr(
             optimizer.step(closure)
             trace.append(optimizer.report)  # type: ignore[arg-type]
         reason = _why_not(trace, steps, groups[0])
-    except FloatingPointError:
+    except FloatingPointError as error:
+        if not str(error).startswith("Non-finite"):  # not Acme's
+            raise
         reason = f"loss or gradient are not finite at the start of step {len(trace) + 1}"
     finally:
         with torch.no_grad():
@@ -124,8 +115,11 @@ def find_lr(
             module.training = mode
         restore()
     of = f"AdamW(betas={groups[0]['betas']})" if adam else f"SGD(momentum={groups[0]['betas'][0]:g})"
-    damped = [(group["betas"][0], damping(group["betas"][0]) * gain * group["step_size"]) for group in groups]
-    rates = [None if reason else rate if adam else rate * (1 - beta1) for beta1, rate in damped]
+    rates: list[float | None] = []
+    for group in groups:
+        beta, scheduled = group["betas"][0], float(group["lr"]) / group["reference_lr"]
+        rate = damping(beta) * scheduled * gain * group["step_size"]
+        rates.append(None if reason else rate if adam else rate * (1 - beta))
     evaluations = sum(report.evaluations for report in trace)
     return Found(rates[0], [{"lr": rate} for rate in rates], reason, f"torch.optim.{of}", evaluations, trace)
 
@@ -141,8 +135,13 @@ def _why_not(trace: list[Report], steps: int, group: dict[str, Any]) -> str | No
     uphill = [r.slope <= 0 or (r.look_ahead_slope > 0 and r.look_ahead_loss > r.loss) for r in seen]
     if 2 * sum(uphill) > len(uphill):
         return "most steps are not downhill: is the gradient that of the loss?"
+    # How far the loss fell, by how far the slopes at both ends say.
+    grown = [r for r in seen if r.decision == Decision.GROW]
+    falls = [(r.loss - r.look_ahead_loss) / (r.slope + r.look_ahead_slope) / r.step_size * 2 for r in grown]
+    if falls and not 0.5 < median(falls) < 2:
+        return "the loss does not fall as its gradient says: is that scaled, or clipped?"
     sizes = [report.step_size for report in trace[-GROWING:]] + [group["step_size"]]
-    bound = (2 - group["betas"][0]) * (1 - 1e-6)  # where the losses are too close to tell
+    bound = (2 - min(group["betas"][0], MEMORY)) * (1 - 1e-6)  # where the losses are too close to tell
     if all(after >= bound * before for before, after in pairwise(sizes)):
-        return "the step size was still growing by its bound at the end"
+        return "the step size was still growing fast at the end"
     return None

@@ -171,11 +171,12 @@ class Experiment:
         """The rate of `acme.find_lr`, of averaged gradients, on batches of a generator of its own."""
         config = self.config
         closures = (lambda batch=batch: self._evaluate(*batch)[0] for batch in self._others(config.seed))
-        betas = config.momentum, optimizers.BETA2
+        betas, start = (config.momentum, optimizers.BETA2), time.perf_counter()
         found = find_lr(self.train_model, closures, adam=config.adam, betas=betas)
         if found.lr is None:
             raise UsageError(f"--find-lr: {found.reason}.")
         self.progress.evaluations += found.evaluations
+        self.progress.seconds += time.perf_counter() - start
         return found.lr / (1 if config.adam else 1 - config.momentum)
 
     def _others(self, seed: int) -> Iterator[tasks.Examples]:

@@ -164,6 +164,31 @@ def linear(model):
     return [closure] * 60
 
 
+def changed(change):
+    """Gradients that are not those of the loss."""
+
+    def closures_of(model):
+        def evaluate(closure):
+            loss = closure()
+            change(model)
+            return loss
+
+        return map(
+            lambda closure: lambda: evaluate(closure), closures(model, loader(), nn.functional.cross_entropy)
+        )
+
+    return closures_of
+
+
+def scale(model):
+    for p in model.parameters():
+        p.grad.mul_(1024)
+
+
+def clip(model):
+    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+
 def few(model):
     return (closure for closure, _ in zip(closures(model, loader(), nn.functional.cross_entropy), range(12)))  # noqa: B905
 
@@ -172,7 +197,8 @@ def few(model):
 @pytest.mark.filterwarnings("ignore:Gradients seem to be clipped")
 @pytest.mark.parametrize(
     "closures_of, reason",
-    [(nothing, "no parameter"), (not_finite, "not finite"), (backwards, "downhill"), (linear, "growing"), (few, "12 batches")],
+    [(nothing, "no parameter"), (not_finite, "not finite"), (backwards, "downhill"), (linear, "growing"), (few, "12 batches"),
+     (changed(scale), "scaled"), (changed(clip), "clipped")],
 )  # fmt: skip
 def test_no_rate_where_there_is_none(closures_of, reason) -> None:
     model = network()
@@ -230,3 +256,49 @@ def test_wrong_steps(steps) -> None:
 def test_an_empty_loader_ends() -> None:
     model = network()
     assert "0 batches" in find_lr(model, closures(model, [], nn.functional.cross_entropy)).reason
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_long_momentum_is_no_obstacle(adam) -> None:
+    """The step size's memory would outlast the steps. SGD's rates are those of one step, and a long momentum adds more up."""
+    short, long = (some(network(), adam=adam, betas=(beta, 0.999)).lr for beta in (0.9, 0.99))
+    effective = 1 if adam else 10
+    assert 0.1 < effective * long / short < 10
+
+
+def test_a_part_of_a_module_and_all_is_as_before() -> None:
+    model = network()
+    model(loader()[0][0]).sum().backward()
+    gradients = [(p.grad, p.grad.clone()) for p in model.parameters()]
+    before = copy.deepcopy(model.state_dict())
+    batches = closures(model, loader(), nn.functional.cross_entropy)
+    assert find_lr(model[4], batches, buffers_of=model).lr > 0
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+    for p, (gradient, copied) in zip(model.parameters(), gradients, strict=True):
+        assert p.grad is gradient and torch.equal(gradient, copied)
+
+
+def test_an_error_of_the_callers_is_the_callers() -> None:
+    def broken():
+        raise FloatingPointError("divide by zero")
+
+    with pytest.raises(FloatingPointError, match="divide"):
+        find_lr(network(), [broken] * 60)
+
+
+@pytest.mark.parametrize(
+    "batch", [{"x": torch.ones(2, 5)}, torch.ones(2, 5), (torch.ones(2, 5),) * 3, (torch.ones(2, 5), [0, 1])]
+)
+def test_batches_that_closures_cannot_be_made_of(batch) -> None:
+    model = network()
+    with pytest.raises(TypeError, match="a pair of tensors"):
+        find_lr(model, closures(model, [batch], nn.functional.cross_entropy))
+
+
+def test_groups_that_stand_still_have_no_ratio() -> None:
+    model = network()
+    first, *others = model.parameters()
+    for rates in ((0.0, 0.1), (0.1, 0.0)):
+        groups = [{"params": [first], "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+        with pytest.raises(ValueError, match="lr of a group"):
+            find_lr(groups, closures(model, loader(), nn.functional.cross_entropy))
