@@ -365,6 +365,7 @@ class Experiment:
             "data": self.task.checksum,
             "rows": [asdict(row) for row in rows],
             "progress": asdict(self.progress),
+            "found_lr": self.found_lr,
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
@@ -430,6 +431,7 @@ class Experiment:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         self.progress = Progress(**content["progress"])
+        self.found_lr = content.get("found_lr", self.found_lr)
         self.generator.set_state(content["generator"])
         torch.set_rng_state(content["cpu_rng"])
         if content["cuda_rng"] is not None and self.device.type == "cuda":
