@@ -18,11 +18,10 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain, repeat
 from numbers import Integral, Real
-from operator import is_
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -379,7 +378,7 @@ class _Block:
         self.rooms: dict[str, Tensor] = {}
         self.views: dict[str, list[Tensor]] = {}  # of each room, the parameters' parts in their shapes
         self.entries: dict[str, list[Any]] = {}  # what `state` holds of the averages
-        self.fresh: list[tuple[str, int]] = []  # averages that have not begun
+        self.fresh: dict[str, list[int]] = {}  # whose averages have not begun
         self.waits = group["unbiased_squares"]  # whether some squared average has only seen zeros
         self.gradient: dict[str, Tensor] = {}  # at the "start", of the "first" update, and "ahead"
         for key in _AVERAGES[: 1 + group["adam"]]:
@@ -389,7 +388,7 @@ class _Block:
                 if group["steps"] > 0 and key in state.get(param, ()):
                     self.views[key][i].copy_(_local(state[param][key]))
                 else:
-                    self.fresh.append((key, i))
+                    self.fresh.setdefault(key, []).append(i)
 
     def room(self, name: str, dtype: torch.dtype) -> Tensor:
         """Memory of this block's length that is kept from step to step."""
@@ -462,49 +461,43 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
-# What surrounds an evaluation ------------------------------------------------------------------------------------
+# What surrounds an evaluation: section 6 -----------------------------------------------------------------------
 
 
-class _Surroundings:
-    """The random generators, and the buffers of some modules.
+def _surroundings(modules: list[nn.Module], devices: list[torch.device], versions: Any) -> Callable[[], None]:
+    """What puts the random generators, and the buffers of some modules, back to as they are now.
 
-    A large buffer that evaluations leave as it is is copied once. What cannot be written in place (expanded, sparse,
-    nested, made in inference mode, not yet initialised) is put back if it was replaced.
+    A large buffer that evaluations leave as it is is copied once: `versions` has those that were seen. What cannot be
+    written in place (expanded, sparse, nested, made in inference mode, not yet initialised) is put back if it was
+    replaced. While a CUDA graph is captured nothing is done, which is the caller's then.
     """
+    if _is_capturing(devices):
+        return lambda: None
+    # mps has one generator, and takes no argument.
+    rngs = [(torch, ()), *((torch.get_device_module(d), (d,) * (d.type != "mps")) for d in devices)]
+    states = [(rng, index, rng.get_rng_state(*index)) for rng, index in rngs]
+    tables = [module._buffers for root in modules for module in root.modules()]
+    owners = [(table, name, buffer) for table in tables for name, buffer in table.items()]
+    copies = []
+    for buffer in [b for *_, b in owners if b is not None and _is_writable(b)]:
+        version = buffer._version if buffer.numel() >= LARGE_BUFFER else None
+        if version is None or versions.get(buffer) != version:
+            copies.append((buffer, buffer.clone(), version))
+        if version is not None:
+            versions[buffer] = version
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.modules = modules
-        self.versions: Any = WeakTensorKeyDictionary()  # of large buffers, when last seen
-
-    def saved(self, devices: list[torch.device]) -> Callable[[], None]:
-        """What puts all back to as it is now; while a CUDA graph is captured nothing, which is the caller's then."""
+    def restore() -> None:
         if _is_capturing(devices):
-            return lambda: None
-        # mps has one generator, and takes no argument.
-        rngs = [(torch, ()), *((torch.get_device_module(d), (d,) * (d.type != "mps")) for d in devices)]
-        states = [(rng, index, rng.get_rng_state(*index)) for rng, index in rngs]
-        modules = dict.fromkeys(module for root in self.modules for module in root.modules())
-        owners = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items()]
-        copies = []
-        for buffer in [b for *_, b in owners if b is not None and _is_writable(b)]:
-            large = buffer.numel() >= LARGE_BUFFER
-            if not large or self.versions.get(buffer) != buffer._version:
-                copies.append((buffer, buffer.clone(), buffer._version if large else None))
-            if large:
-                self.versions[buffer] = buffer._version
+            return
+        for rng, index, state in states:
+            rng.set_rng_state(state, *index)
+        for table, name, buffer in owners:
+            table[name] = buffer
+        changed = [(buffer, copy) for buffer, copy, version in copies if buffer._version != version]
+        if changed:
+            torch._foreach_copy_([buffer for buffer, _ in changed], [copy for _, copy in changed])
 
-        def restore() -> None:
-            if _is_capturing(devices):
-                return
-            for rng, index, state in states:
-                rng.set_rng_state(state, *index)
-            for table, name, buffer in owners:
-                table[name] = buffer
-            changed = [(buffer, copy) for buffer, copy, version in copies if buffer._version != version]
-            if changed:
-                torch._foreach_copy_([buffer for buffer, _ in changed], [copy for _, copy in changed])
-
-        return restore
+    return restore
 
 
 def _devices(params: list[Tensor]) -> list[torch.device]:
@@ -524,30 +517,474 @@ def _is_writable(buffer: Tensor) -> bool:
     return all(s > 0 or n < 2 for n, s in zip(buffer.shape, buffer.stride(), strict=True))
 
 
-@dataclass
-class _Trial:
-    """A step in progress: its evaluations, all on the same random numbers and buffers."""
-
-    scaler: torch.amp.GradScaler | None
-    ranks: dist.ProcessGroup | None
-    device: torch.device  # where sums come together
-    looks: bool
-    losses: list[Tensor] = field(default_factory=list)  # of each evaluation
-    params: list[Tensor] = field(default_factory=list)  # that take part
-    places: list[int] = field(default_factory=list)  # for each group, that of the first which is equal
-    blocks: list[_Block] = field(default_factory=list)
-    n: dict[str, Tensor] = field(default_factory=dict)  # the groups' numbers: on the host, where it may read
-    read: dict[str, Tensor] = field(default_factory=dict)  # what is to be read: losses and sums, of all ranks
-    limit: dict[str, Tensor] = field(default_factory=dict)  # what `read` does to numbers of the first update
-    slopes: list[Tensor] = field(default_factory=list)  # Σ d·g0 of each block
-    gradients: list[Any] = field(default_factory=list)  # at the start, and their versions: for `watchers`
-    searched: bool | None = None  # whether a search is over; None: none was going on
-    moved: bool = False  # the weights are kept, and not where they were
-    idle: bool = False  # nothing to do, or skipped
+# The step: section 4 -----------------------------------------------------------------------------------------------
 
 
 class _Idle(Exception):
     """There is no gradient, or a scaled one is not finite: the step does nothing."""
+
+
+class _Step:
+    """A step in progress, from top to bottom `in_order`; all its evaluations see the same random numbers and buffers.
+
+    Averages, step sizes and counters change at the end only, when all is known; until then an exception, here or in an
+    evaluation, leaves nothing but weights, buffers and generators to be put back.
+    """
+
+    part: str | None = None  # that is due next
+    idle = False  # nothing to do, or skipped
+    moved = False  # the weights are kept, and not where they were
+    searched: bool | None = None  # whether a search is over; None: none was going on
+
+    def __init__(self, optimizer: Acme, scaler: torch.amp.GradScaler | None) -> None:
+        self.optimizer, self.scaler, self.groups = optimizer, scaler, optimizer.param_groups
+        self.options, self.looks = self.groups[0], optimizer.looks()
+        params = [param for group in self.groups for param in group["params"]]
+        self.device = params[0].device if params else torch.device("cpu")  # where sums come together
+        self.devices = _devices(params)
+        self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
+        self.size = 1 if self.ranks is None else dist.get_world_size(self.ranks)
+        self.losses: list[Tensor] = []  # of each evaluation
+        self.blocks: list[_Block] = []  # of the parameters that take part
+        self.read: dict[str, Tensor] = {}  # what is to be read: losses and sums, of all ranks
+        self.limit: dict[str, Tensor] = {}  # what `read` does to numbers of the first update
+        self.slopes: list[Tensor] = []  # Σ d·g0 of each block
+        self.gradients: list[Any] = []  # at the start, and their versions: for `watchers`
+        self.work = self.in_order()
+
+    def in_order(self) -> Generator[str | None, Any, None]:
+        """The step; at each `yield` of the part that is due the model is evaluated, which gives the loss."""
+        around, asam = self.optimizer._modules, self.options["asam"]
+        parts = iter([*["ascend"] * asam, *["look"] * self.looks, "leap"])
+        before = _surroundings(around, self.devices, self.optimizer._versions)
+
+        def again() -> Generator[str, Any, None]:
+            before()
+            loss = yield next(parts)
+            after()
+            self.evaluated(loss)
+
+        try:
+            loss = yield next(parts)
+            several = asam or self.looks
+            after = _surroundings(around, self.devices, self.optimizer._versions) if several else before
+            self.evaluated(loss)
+            if not self.blocks:
+                self.optimizer.warn(
+                    "After the closure no parameter of the optimizer has a gradient: nothing is done."
+                )
+                raise _Idle
+            if asam:
+                self.to_asam_point()
+                yield from again()
+            self.take_gradient()
+            if self.looks:
+                self.to_look_ahead()
+                yield from again()
+            self.to_next_weights()
+        except _Idle:
+            self.go_back()
+            self.idle = True
+        except BaseException:
+            self.go_back()
+            before()
+            if (
+                self.scaler is not None
+            ):  # whose books have the old ones until its next update, under their ids
+                self.optimizer._scaled = [SimpleNamespace() for _ in range(3)]
+            raise
+        finally:
+            for block in self.blocks:
+                block.gradient = {}
+        if self.idle:
+            self.tell()
+            for part in parts:  # a loop in parts evaluates all the same
+                self.losses.append((yield part))
+                after()
+                self.tell()
+        yield None
+
+    def evaluated(self, loss: Any) -> None:
+        """After an evaluation: its loss, where the sums are; after the first, who takes part, and with which numbers."""
+        if self.scaler is not None:
+            scaled = self.optimizer._scaled[len(self.losses)]
+            scaled.param_groups = self.groups
+            self.scaler.unscale_(scaled)
+        if isinstance(loss, bool) or not isinstance(loss, (Tensor, Real)):
+            raise TypeError(f"Invalid loss: {loss!r} (expected a scalar tensor or a number)")
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"Invalid loss: {tuple(value.shape)}, {value.dtype} (expected one real number)")
+        there = torch.empty((), dtype=_sum_dtype(self.device), device=self.device)
+        self.losses.append(there.copy_(_local(value).reshape(())))
+        if len(self.losses) == 1:
+            self.divide()
+            self.count()
+        if any(block.waits or (block.fresh and len(self.losses) == 1) for block in self.blocks):
+            self.begin()
+
+    def divide(self) -> None:
+        """The blocks of the parameters that have a gradient: those of the last step, where nothing has changed."""
+        last, state = self.optimizer._blocks, self.optimizer.state
+        self.params = [p for group in self.groups for p in group["params"] if p.grad is not None]
+        # Equal groups are one: dividing parameters among them changes no sum. (A number in a tensor equals itself only.)
+        entries = [[group[name] for name in (*_GROUP_OPTIONS, *_GROUP_STATE)] for group in self.groups]
+        kinds_of = [[id(x) if isinstance(x, Tensor) else x for x in row] for row in entries]
+        places = list(map(kinds_of.index, kinds_of))
+        self.divided = [*places, *map(id, self.params)]
+        if self.divided == self.optimizer._divided and all(block.fits(state) for block in last):
+            self.blocks = last
+            return
+        kinds: dict[Any, list[Tensor]] = {}
+        for place, group in zip(places, self.groups, strict=True):
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                if param.grad is not None:
+                    _check_parameter(param)
+                    _check_averages(name, param, state.get(param, {}))
+                    local, weight = _local(param), group["asam"] and "weight" in name
+                    alone = id(param) if _lies_alone(local) else None
+                    kind = place, weight, _share(param, self.size), local.device, local.dtype, alone
+                    kinds.setdefault(kind, []).append(param)
+        old = {(block.place, block.weight, *map(id, block.params)): block for block in last}
+        for (place, weight, share, *_), members in kinds.items():
+            block = old.get((place, weight, *map(id, members)))
+            if block is None or not block.fits(state):
+                block = _Block(place, self.groups[place], members, weight, share, state)
+            self.blocks.append(block)
+
+    def count(self) -> None:
+        """The numbers of each group, on the host where it may read: step sizes, decay rates, bias corrections."""
+        options, steps = self.options, self.options["total_steps"]
+        if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
+            text = f"total_steps={steps} are done: steps stay at a hundredth (see set_total_steps)."
+            self.optimizer.warn(text)
+        names = [name for name in (*_GROUP_OPTIONS, *_GROUP_STATE) if name != "betas"]
+        rows = [[*group["betas"], *(group[name] for name in names)] for group in self.groups]
+        n = self.n = dict(zip(("beta1", "beta2", *names), self.numbers(rows).unbind(1), strict=True))
+        # The first `lr` that is not 0 is the start; a group whose `lr` is 0 for now stays where it is.
+        unset, still = n["reference_lr"] == 0, n["lr"] == 0
+        n["reference_lr"] = torch.where(unset, n["lr"], n["reference_lr"])
+        n["step_size"] = torch.where(unset, n["lr"], n["step_size"]) if options["acme"] else n["lr"]
+        n["scheduled"] = torch.where(still, 0, n["lr"] / n["reference_lr"])
+        n["size"] = torch.where(still, 0, n["step_size"])
+        bc1, n["bc2"] = 1 - n["beta1"] ** n["t"], 1 - n["beta2"] ** n["t"]
+        n["scale"] = torch.ones_like(bc1)
+        if options["bias_correction"]:
+            n |= {"correction": bc1, "scale": bc1 / n["bc2"].sqrt(), "epsilon": n["epsilon"] * bc1}
+        n["epsilon"] = n["epsilon"] + torch.finfo(torch.float32).tiny
+        n["rate1"], n["root2"] = 1 - n["beta1"], (1 - n["beta2"]).sqrt()
+
+    def numbers(self, rows: list[list[Any]]) -> Tensor:
+        """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
+        if not self.options["capturable"]:
+            return torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
+        form: Any = dict(device=self.device, dtype=_sum_dtype(self.device))
+        made = [x.to(**form) if isinstance(x, Tensor) else torch.full((), x, **form) for x in chain(*rows)]
+        return torch.stack(made).view(len(rows), -1)
+
+    def begin(self) -> None:
+        """Begin averages, in memory that is not `state` yet: at a parameter's first gradient, be it zero or not.
+
+        With `unbiased_squares` the squared ones at the first that is not zero, in whichever evaluation; at the
+        look-ahead so that they are there after the first update, in which all their gradients are zero.
+        """
+        norms, corrected, start = [], self.options["bias_correction"], len(self.losses) == 1
+        for block in self.blocks:
+            found = torch._foreach_norm(block.gradients(), 2, dtype=_sum_dtype(block.device))
+            norms.append((torch.stack(found).square() * block.share).to(self.device))
+        vector = self.reduced(torch.cat(norms))
+        parts = torch.split(vector, [len(block.params) for block in self.blocks])
+        clip = _clip(vector.sum(), self.options["max_grad_norm"])
+        for block, squares in zip(self.blocks, parts, strict=True):
+            (beta1, beta2), gradients, fine = block.group["betas"], block.gradients(), torch.isfinite(squares)
+            fresh: dict[str, list[int]] = block.fresh if start else {}
+            for i in fresh.get("exp_avg", ()):
+                value = gradients[i].to(block.dtype) * (clip * (1 - beta1 if corrected else 1.0))
+                block.views["exp_avg"][i].copy_(torch.where(fine[i], value, 0))
+            factor, which = clip**2, fresh.get("exp_avg_sq", ())
+            if block.waits:
+                later = beta2 if self.slopes and beta2 > 0 else 1.0
+                factor, which = (
+                    factor * self.n["bc2"][block.place].to(clip.device) / later,
+                    range(len(gradients)),
+                )
+            for i in which:
+                view, mean = block.views["exp_avg_sq"][i], squares[i] * factor / block.params[i].numel()
+                mean = torch.where(fine[i], mean.clamp(max=torch.finfo(view.dtype).max), 0)
+                view.copy_(torch.where(view > 0, view, mean.to(view.device, view.dtype)))
+
+    def to_asam_point(self) -> None:
+        """To ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
+        n, rows = self.n | {"size": -self.n["rho"]}, []
+        self.keep_weights()
+        for block in self.blocks:
+            flats: Any = block.averages()[1], block.take("start", self.looks), block.rooms["weights"]
+            rows.append(self.run(_ascent, block, n, *flats, weight=block.weight))
+        self.record("start", rows)
+        scaled = {"size": 1 / (self.sums("start")[:, 0].sum().sqrt() + ASAM_FLOOR)}
+        for block in self.blocks:
+            v, g = block.averages()[1], block.gradient["start"]
+            flats = block.target("latest"), block.rooms["weights"], v, g
+            self.run(_climb, block, n, *flats, scaled=scaled, weight=block.weight)
+            block.write("latest")
+
+    def take_gradient(self) -> None:
+        """What limits the gradient in the first update of the averages, from sums that are not read yet."""
+        max_norm, rows = self.options["max_grad_norm"], []
+        norm = max_norm is not None or bool(self.options["acme"] and self.optimizer.watchers)
+        for block in self.blocks:
+            g = block.take("first", self.looks)
+            rows.append(self.run(_sums, block, self.n, *block.averages(), g, None, norm=norm))
+            block.gradient.setdefault("start", g)
+        self.record("first", rows)
+        beta1 = _sent(self.n["beta1"], self.device)
+        factors = self.read["factors"] = self.optimizer._call(_limit, beta1, self.sums("first"), max_norm)
+        self.limit = dict.fromkeys(("rate1", "root2"), factors.prod())
+
+    def to_look_ahead(self) -> None:
+        """To the look-ahead point, along the averages as they will be; the slope at the start."""
+        self.keep_weights()
+        for block in self.blocks:
+            gradients = block.gradient["first"], block.gradient["start"]
+            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages(), *gradients
+            self.slopes.append(self.run(_look, block, self.n, *flats, scaled=self.limit))
+            block.write("latest")
+        if self.options["steps"] < 10:
+            self.gradients = [(p.grad, p.grad._version) for p in self.params if p.grad is not None]
+
+    def to_next_weights(self) -> None:
+        """Read, decide and move."""
+        options, n = self.options, self.n
+        if self.looks:
+            rows, norm = [], options["max_grad_norm"] is not None
+            for block, slope in zip(self.blocks, self.slopes, strict=True):
+                flats: Any = *block.averages(), block.gradient["first"], block.take("ahead", False)
+                sums = self.run(_sums, block, n, *flats, scaled=self.limit, norm=norm)
+                rows.append(torch.cat([sums, slope]))
+            self.record("ahead", rows)
+        if not (options["capturable"] or self.device.type == "cpu"):  # the one wait of a step
+            parts = torch.cat(list(self.read.values())).cpu().split(list(map(len, self.read.values())))
+            self.read = dict(zip(self.read, parts, strict=True))
+        self.check()
+        read, first, limit = self.read, self.blocks[0].place, self.read["factors"][1]
+        vectors = [read[name] for name in ("start", "first") if name in read]
+        l0, fine = vectors[0][0], torch.isfinite(torch.cat([*vectors, limit[None]])).all()
+        move, ahead = self.decided(l0)
+        n["applied"] = torch.where(fine, self.damping() * n["step_size"] * move.length, 0)
+        alpha, decision = n["step_size"][first], torch.where(fine, move.decision, Decision.NON_FINITE)
+        slopes = torch.stack([ahead["p0"], ahead["p1"]]) / torch.where(alpha == 0, 1, alpha)
+        outcome = torch.stack([l0, ahead["l1"], *slopes, decision, alpha, n["applied"][first], limit])
+        report = None if options["capturable"] else _report(outcome, self.looks, len(self.losses))
+        for watcher in self.optimizer.watchers if report is not None else ():
+            watcher(self.optimizer, report, read)  # type: ignore[arg-type]
+        self.move(move, fine, ahead)
+        self.commit(move, fine)
+        self.tell(outcome, report)
+
+    def run(self, stage: Any, block: _Block, n: Any, *flats: Any, scaled: Any = None, **how: bool) -> Any:
+        """A stage over one block, with its group's numbers, some of them times a number on the device; its sums."""
+        names = [name for name, number in n.items() if number is not None]
+        column = _sent(torch.stack([n[name] for name in names])[:, block.place], block.device)
+        for name, factor in (scaled or {}).items():
+            column[names.index(name)].mul_(factor.to(block.device))
+        c = dict(zip(names, column.to(block.dtype).unbind(), strict=True))
+        if self.optimizer._compile:
+            rows = [_compiled(stage)(c, *flats, **how)]
+        else:
+            pieces = (repeat(None) if flat is None else flat.split(block.piece) for flat in flats)
+            rows = [stage(c, *piece, **how) for piece in zip(*pieces, strict=False)]
+        sums = list(chain.from_iterable(rows))
+        return torch.stack(sums).view(len(rows), -1).sum(0, dtype=_sum_dtype(block.device)) if sums else None
+
+    def record(self, name: str, rows: list[Tensor]) -> None:
+        """Note the loss and the blocks' sums, added up by group, for reading: from here on those of all ranks."""
+        table = torch.zeros(len(self.groups), len(rows[0]), dtype=rows[0].dtype, device=self.device)
+        for block, row in zip(self.blocks, rows, strict=True):
+            table[block.place] += row.to(self.device) * block.share
+        self.read[name] = self.reduced(torch.cat([self.losses[-1].reshape(1) / self.size, table.flatten()]))
+        if name != "ahead" and (self.device.type == "cpu" or self.scaler is not None):
+            self.check()
+
+    def sums(self, name: str) -> Tensor:
+        """Those that are recorded under a name, a row for each group."""
+        return self.read[name][1:].view(len(self.groups), -1)
+
+    def reduced(self, vector: Tensor) -> Tensor:
+        """Its sum over the ranks."""
+        if self.ranks is not None:
+            dist.all_reduce(vector, group=self.ranks)
+        return vector
+
+    def check(self) -> None:
+        """Raise, or with a scaler skip the step, where a loss or a gradient read so far is not finite."""
+        names = [] if self.options["capturable"] else ["start", "first"]
+        for name in [name for name in names if name in self.read]:
+            loss, *sums = self.read[name].tolist()
+            if math.isfinite(loss) and all(map(math.isfinite, sums)):
+                continue
+            if self.scaler is not None and self.scaler.is_enabled() and math.isfinite(loss):
+                raise _Idle
+            what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
+            where = "at ASAM's point" if name == "first" and "start" in self.read else "at the start"
+            raise FloatingPointError(f"Non-finite {what} {where} of the step: all is as before it")
+
+    def keep_weights(self) -> None:
+        for block in () if self.moved else self.blocks:
+            block.gather("weights", block.locals)
+        self.moved = True
+
+    def go_back(self) -> None:
+        """Put the weights back to where the step started."""
+        for block in self.blocks if self.moved else ():
+            with torch.no_grad():
+                block.write("weights", back=True)
+
+    def damping(self) -> Any:
+        """γ of each group, times `gain` and what a scheduler made of `lr`: the factor on the step size."""
+        annealing: Any = 1.0
+        if not self.options["acme"]:
+            return 1.0
+        if self.options["total_steps"] is not None:
+            done = (self.n["annealing_step"] / self.options["total_steps"]).clamp(max=1.0)
+            annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + torch.cos(math.pi * done)) / 2
+        return damping(self.n["beta1"]) * annealing * self.n["scheduled"] * self.options["gain"]
+
+    def decided(self, l0: Tensor) -> tuple[Move, dict[str, Tensor]]:
+        """What to do, and what a look-ahead has shown."""
+        weights, one, no = self.n["size"], torch.ones_like(l0), torch.zeros_like(l0, dtype=torch.bool)
+        if not self.looks:
+            none = one * math.nan
+            return Move(one, one, none, no, no), dict(l1=none, p0=none, p1=none, fine=~no, factor=one)
+        vector, sums, memory = self.read["ahead"], self.sums("ahead"), self.n["beta1"][self.blocks[0].place]
+        l1, p0, p1 = vector[0], (sums[:, 4] * weights).sum(), (sums[:, 0] * weights).sum()
+        factors = self.optimizer._call(_limit, self.n["beta1"], sums[:, :4], self.options["max_grad_norm"])
+        fine = torch.isfinite(vector).all() & torch.isfinite(p0 + p1)
+        move = self.optimizer.decide(Measured(l0, l1, p0, p1, one, memory))
+        failed = Move(0 * one, memory, one * Decision.NON_FINITE, no, no)
+        move = Move(*(torch.where(fine, x, y) for x, y in zip(move, failed, strict=True)))
+        if self.options["search_left"] > 0 and weights.any():
+            seen, latest = [x.item() for x in (l0, l1, p0, p1)], self.options["search_latest"]
+            target, self.searched = search(*seen, 1.0, latest)
+            move = move._replace(step_size=target * one)
+            if not self.searched or target != 1:
+                move = move._replace(length=0 * one, again=no)
+        # Where nothing moves, nothing is learnt.
+        move = move._replace(step_size=torch.where((weights == 0).all(), one, move.step_size))
+        return move, dict(l1=l1, p0=p0, p1=p1, fine=fine, clip=factors[0], factor=factors.prod())
+
+    def move(self, move: Move, fine: Tensor, ahead: dict[str, Tensor]) -> None:
+        """Put together the numbers of the last stage, and run it.
+
+        Where the host has read that all is finite, it leaves out what is not needed; else one form serves all cases.
+        """
+        n, where, nesterov, one = (
+            self.n,
+            torch.where,
+            self.options["nesterov"],
+            torch.ones_like(self.n["beta1"]),
+        )
+        again, worse, failed, (clip, limit) = (
+            move.again & fine,
+            move.worse,
+            fine & ~ahead["fine"],
+            self.read["factors"],
+        )
+        # Compiled, each combination would be a compilation.
+        host = not (self.options["capturable"] or self.optimizer._compile or failed)
+        numbers = dict(scale=n["scale"], epsilon=n["epsilon"], correction=n.get("correction"), eta=n["eta"])
+        numbers |= dict(size=n["applied"], keep=1 - n["applied"] * n["weight_decay"])
+        updates = (
+            ("", fine, clip * limit, 1),
+            ("again_", again, ahead["factor"], where(failed, n["rate1"], 1)),
+        )
+        for which, happens, factor, beta1 in updates:
+            numbers[f"{which}beta1"] = where(happens, n["beta1"], beta1)
+            numbers[f"{which}beta2"] = where(happens, n["beta2"], 1)
+            numbers |= {which + name: where(happens, n[name] * factor, 0) for name in ("rate1", "root2")}
+        if nesterov:
+            if self.looks:
+                if "start" in self.read:  # ASAM's is not the gradient of the start
+                    clip = _clip(self.sums("start")[:, 1].sum(), self.options["max_grad_norm"])
+                clip = where(worse, clip, ahead["clip"])
+            numbers["nesterov"] = n["rate1"] * clip
+        if not host:
+            numbers |= dict(fine=fine * one, fine_ahead=ahead["fine"] * one, worse=worse * one)
+        first = nesterov and not (host and self.looks and not worse)
+        second = self.looks and (not host or bool(again) or (nesterov and not worse))
+        for block in self.blocks:
+            mine = dict(numbers)
+            if host and not n["applied"][block.place]:
+                del mine["size"]
+            if not block.group["weight_decay"]:
+                del mine["keep"]
+            g, g0 = block.gradient["first"], block.gradient["start" if self.looks else "first"]
+            if not (self.moved or block.alone):
+                block.gather("weights", block.locals)
+            kept = block.rooms["weights"] if self.moved and block.alone else None
+            flats: Any = block.target("weights"), kept, *block.averages(), g
+            flats = *flats, g0 if first else None, block.gradient["ahead"] if second else None
+            # Nesterov's term takes a gradient without a limit, and 16 bits hold little.
+            bounded = self.options["acme"] and (nesterov or block.locals[0].dtype != block.dtype)
+            self.run(_leap, block, mine, *flats, bounded=bounded)
+            block.write("weights")
+
+    def commit(self, move: Move, fine: Tensor) -> None:
+        """The averages become the optimizer's state, step sizes and counters those of the next step."""
+        optimizer, state, capturable = self.optimizer, self.optimizer.state, self.options["capturable"]
+        for block in self.blocks:
+            block.fresh = {}
+            for param, key, entry in block.each():
+                state[param][key] = entry
+            if block.waits and not capturable:
+                block.waits = not all(bool((view > 0).all()) for view in block.views["exp_avg_sq"])
+        # A parameter that is in no block any more keeps its averages, and not the whole block's memory.
+        for block in [block for block in optimizer._blocks if block not in self.blocks]:
+            for param, key, entry in block.each():
+                if state.get(param, {}).get(key) is entry:
+                    state[param][key] = entry.clone()
+        optimizer._blocks, optimizer._divided = self.blocks, self.divided
+        failed, step_size = move.decision == Decision.NON_FINITE, self.n["step_size"]
+        if self.options["acme"]:
+            step_size = (step_size * move.step_size).clamp(max=_LARGEST)
+        for i, group in enumerate(self.groups):
+            group["steps"] += 1
+            if self.searched is not None:
+                factor = move.step_size.item()
+                group["search_left"] = 0 if self.searched else group["search_left"] - 1
+                group["search_latest"] = (factor > 1) - (factor < 1) or group["search_latest"]
+            done, t = group["annealing_step"] + 1, torch.where(failed, 1, group["t"] + 1)
+            later = dict(
+                step_size=step_size[i], reference_lr=self.n["reference_lr"][i], annealing_step=done, t=t
+            )
+            for name, value in later.items():
+                if capturable:
+                    group[name].copy_(torch.where(fine, value, group[name]))
+                else:
+                    group[name] = value.item() if isinstance(value, Tensor) else value
+
+    def tell(self, outcome: Tensor | None = None, report: Report | None = None) -> None:
+        """What `report` says at the end of a step; without an outcome, of one that did nothing."""
+        optimizer, options, nan, looks = self.optimizer, self.options, math.nan, self.looks
+        if outcome is None:
+            alpha, looks = options["step_size"] if options["acme"] else options["lr"], False
+            code = Decision.NON_FINITE if self.blocks else nan
+            outcome = self.numbers([[self.losses[0], nan, nan, nan, code, alpha, 0.0, 1.0]])[0]
+        if options["capturable"]:
+            outcome = outcome if optimizer._outcome is None else optimizer._outcome[0].copy_(outcome)
+            optimizer._outcome = outcome, looks, len(self.losses)
+        else:
+            optimizer._report = report or _report(outcome, looks, len(self.losses))
+
+
+def _report(numbers: Tensor, looks: bool, evaluations: int) -> Report:
+    l0, l1, p0, p1, code, alpha, applied, limit = numbers.tolist()
+    decision = None if math.isnan(code) else Decision(int(code))
+    if not looks:
+        l1 = p0 = p1 = None
+    return Report(l0, l1, p0, p1, decision, alpha, applied, limit, evaluations)
+
+
+# The optimizer: section 1 ---------------------------------------------------------------------------------------
 
 
 class Acme(Optimizer):
@@ -629,23 +1066,19 @@ class Acme(Optimizer):
         buffers_of = self._model or [] if buffers_of is None else buffers_of
         self._modules = [buffers_of] if isinstance(buffers_of, nn.Module) else list(buffers_of)
         self._report: Report | None = None
+        self._warned: set[str] = set()
         self._forget()
         defaults = _checked({name: given[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)})
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
 
-    def _forget(self, whole: bool = True) -> None:
-        """Begin what is remembered from step to step, but not in a state dict; or only what is about the state."""
-        self._blocks: list[_Block] = []  # of the last step; what they are made of, and which groups are equal
-        self._params: list[Tensor] = []
-        self._places: list[int] = []
+    def _forget(self) -> None:
+        """Begin what is remembered from step to step, but not in a state dict."""
+        self._step: _Step | None = None  # in progress
+        self._blocks: list[_Block] = []  # of the last step
+        self._divided: list[int] = []  # which groups are equal in it, and whose gradients it had
         self._outcome: tuple[Tensor, bool, int] | None = None  # with `capturable`, what `report` reads
-        if whole:
-            self._work: Generator[str | None, Any, None] | None = None  # the step in progress
-            self._part: str | None = None  # of it, that is due next
-            self._trial: Any = None
-            self._around = _Surroundings(self._modules)
-            self._scaled: list[Any] = [SimpleNamespace() for _ in range(3)]  # what a GradScaler unscales
-            self._warned: set[str] = set()
+        self._versions: Any = WeakTensorKeyDictionary()  # of large buffers, when last seen
+        self._scaled: list[Any] = [SimpleNamespace() for _ in range(3)]  # what a GradScaler unscales
 
     @property
     def report(self) -> Report | None:
@@ -727,13 +1160,13 @@ class Acme(Optimizer):
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
         evaluate = torch.enable_grad()(closure)
-        with self._in_progress(scaler):
+        with self._in_progress(scaler) as step:
             loss = evaluate()
             # The next evaluation may take its memory.
             first = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            self._go_on(self._part, loss)
-            while self._part is not None and not self._trial.idle:
-                self._go_on(self._part, evaluate())
+            self._go_on(step.part, loss)
+            while step.part is not None and not step.idle:
+                self._go_on(step.part, evaluate())
         return first
 
     @contextmanager
@@ -760,7 +1193,7 @@ class Acme(Optimizer):
     @property
     def next_part(self) -> str | None:
         """The part of the step in progress that is due next: "ascend", "look" or "leap"; None outside a step."""
-        return self._part
+        return None if self._step is None else self._step.part
 
     def ascend(self, loss: Tensor | float) -> None:
         """Go to ASAM's point; `loss` is that of the evaluation at the start. See `step_in_parts`."""
@@ -795,461 +1228,38 @@ class Acme(Optimizer):
             warnings.warn(message, stacklevel=3)
 
     @contextmanager
-    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[None]:
+    def _in_progress(self, scaler: torch.amp.GradScaler | None) -> Iterator[_Step]:
         """The evaluations of a step, which an exception undoes."""
-        if self._work is not None:
+        if self._step is not None:
             raise RuntimeError("A step of this optimizer is in progress: finish it with leap() first")
         torch.clear_autocast_cache()  # of casted weights that have changed
-        work = self._work = self._in_order(scaler)
+        step = self._step = _Step(self, scaler)
         try:
-            self._part = next(work)
-            yield
-            if self._part is not None and not self._trial.idle:
-                raise RuntimeError(f"The step was left before {self._part}(): it is undone")
+            step.part = next(step.work)
+            yield step
+            if step.part is not None and not step.idle:
+                raise RuntimeError(f"The step was left before {step.part}(): it is undone")
         finally:
-            work.close()
-            self._work = self._part = self._trial = None
+            step.work.close()
+            self._step = None
             torch.clear_autocast_cache()
 
     @torch.no_grad()
     def _go_on(self, part: str | None, loss: Any) -> None:
         """Do the part that is due, with the loss of the evaluation before it."""
-        if self._work is None:
+        step = self._step
+        if step is None:
             raise RuntimeError(f"{part}() outside a step (call it within `with optimizer.step_in_parts():`)")
-        if part != self._part:
-            due = f"{self._part}(loss)" if self._part else "the end of the block"
+        if part != step.part:
+            due = f"{step.part}(loss)" if step.part else "the end of the block"
             raise RuntimeError(f"{part}() where {due} is due (ascend with asam, look with acme, then leap)")
-        self._part = self._work.send(loss)
+        step.part = step.work.send(loss)
         torch.clear_autocast_cache()
-
-    # The step, from top to bottom: section 4 ----------------------------------------------------------------
-
-    def _in_order(self, scaler: torch.amp.GradScaler | None) -> Generator[str | None, Any, None]:
-        """A step; at each `yield` of the part that is due the model is evaluated, which gives the loss.
-
-        Averages, step sizes and counters change at the end only, when all is known; until then an exception, there or
-        here, leaves nothing but weights, buffers and generators to be put back.
-        """
-        looks, asam = self.looks(), self.param_groups[0]["asam"]
-        parts = ["leap", *["look"] * looks, *["ascend"] * asam]  # still to come, the next one last
-        params = [param for group in self.param_groups for param in group["params"]]
-        devices, device = _devices(params), params[0].device if params else torch.device("cpu")
-        ranks = _ranks(self._model, params, self._process_group)
-        trial = self._trial = _Trial(scaler, ranks, device, looks)
-        before = self._around.saved(devices)
-
-        def again() -> Generator[str, Any, None]:
-            before()
-            loss = yield parts.pop()
-            after()
-            self._evaluated(trial, loss)
-
-        try:
-            loss = yield parts.pop()
-            after = self._around.saved(devices) if parts else before
-            self._evaluated(trial, loss)
-            if not trial.blocks:
-                self.warn("After the closure no parameter of the optimizer has a gradient: nothing is done.")
-                raise _Idle
-            if asam:
-                self._to_asam_point(trial)
-                yield from again()
-            self._take_gradient(trial)
-            if looks:
-                self._to_look_ahead(trial)
-                yield from again()
-            self._to_next_weights(trial)
-        except _Idle:
-            self._go_back(trial)
-            trial.idle = True
-        except BaseException:
-            self._go_back(trial)
-            before()
-            if scaler is not None:  # whose books have the old ones until its next update, under their ids
-                self._scaled = [SimpleNamespace() for _ in range(3)]
-            raise
-        finally:
-            for block in trial.blocks:
-                block.gradient = {}
-        if trial.idle:
-            self._tell(trial)
-            while parts:  # a loop in parts evaluates all the same
-                trial.losses.append((yield parts.pop()))
-                after()
-                self._tell(trial)
-        yield None
-
-    def _evaluated(self, trial: _Trial, loss: Any) -> None:
-        """After an evaluation: its loss, where the sums are; after the first, who takes part, and with which numbers."""
-        if trial.scaler is not None:
-            self._scaled[len(trial.losses)].param_groups = self.param_groups
-            trial.scaler.unscale_(self._scaled[len(trial.losses)])
-        if isinstance(loss, bool) or not isinstance(loss, (Tensor, Real)):
-            raise TypeError(f"Invalid loss: {loss!r} (expected a scalar tensor or a number)")
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
-        if value.numel() != 1 or value.is_complex():
-            raise ValueError(f"Invalid loss: {tuple(value.shape)}, {value.dtype} (expected one real number)")
-        there = torch.empty((), dtype=_sum_dtype(trial.device), device=trial.device)
-        trial.losses.append(there.copy_(_local(value).reshape(())))
-        if len(trial.losses) == 1:
-            self._divide(trial)
-            self._count(trial)
-        if any(block.waits or (block.fresh and len(trial.losses) == 1) for block in trial.blocks):
-            self._begin(trial)
-
-    def _divide(self, trial: _Trial) -> None:
-        """The blocks of the parameters that have a gradient: those of the last step, where nothing has changed."""
-        trial.params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        # Equal groups are one: dividing parameters among them changes no sum. (A number in a tensor equals itself only.)
-        kinds_of = []
-        for group in self.param_groups:
-            entries = [group[name] for name in (*_GROUP_OPTIONS, *_GROUP_STATE)]
-            kinds_of.append([id(x) if isinstance(x, Tensor) else x for x in entries])
-        trial.places = list(map(kinds_of.index, kinds_of))
-        same = trial.places == self._places and len(trial.params) == len(self._params)
-        same = same and all(map(is_, trial.params, self._params))
-        if same and all(block.fits(self.state) for block in self._blocks):
-            trial.blocks = self._blocks
-            return
-        ranks = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
-        kinds: dict[Any, list[Tensor]] = {}
-        for place, group in zip(trial.places, self.param_groups, strict=True):
-            names = group.get("param_names") or map(str, range(len(group["params"])))
-            for name, param in zip(names, group["params"], strict=True):
-                if param.grad is not None:
-                    _check_parameter(param)
-                    _check_averages(name, param, self.state.get(param, {}))
-                    local, weight = _local(param), group["asam"] and "weight" in name
-                    alone = id(param) if _lies_alone(local) else None
-                    kind = place, weight, _share(param, ranks), local.device, local.dtype, alone
-                    kinds.setdefault(kind, []).append(param)
-        old = {(block.place, block.weight, *map(id, block.params)): block for block in self._blocks}
-        for (place, weight, share, *_), members in kinds.items():
-            block = old.get((place, weight, *map(id, members)))
-            if block is None or not block.fits(self.state):
-                block = _Block(place, self.param_groups[place], members, weight, share, self.state)
-            trial.blocks.append(block)
-
-    def _count(self, trial: _Trial) -> None:
-        """The numbers of each group: step sizes, decay rates, bias corrections."""
-        options = self.param_groups[0]
-        steps = options["total_steps"]
-        if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
-            self.warn(f"total_steps={steps} are done: steps stay at a hundredth (see set_total_steps).")
-        names = [name for name in (*_GROUP_OPTIONS, *_GROUP_STATE) if name != "betas"]
-        rows = [[*group["betas"], *(group[name] for name in names)] for group in self.param_groups]
-        n = trial.n = dict(zip(("beta1", "beta2", *names), self._numbers(trial, rows).unbind(1), strict=True))
-        # The first `lr` that is not 0 is the start; a group whose `lr` is 0 for now stays where it is.
-        unset, still = n["reference_lr"] == 0, n["lr"] == 0
-        n["reference_lr"] = torch.where(unset, n["lr"], n["reference_lr"])
-        n["step_size"] = torch.where(unset, n["lr"], n["step_size"]) if options["acme"] else n["lr"]
-        n["scheduled"] = torch.where(still, 0, n["lr"] / n["reference_lr"])
-        n["size"] = torch.where(still, 0, n["step_size"])
-        bc1, n["bc2"] = 1 - n["beta1"] ** n["t"], 1 - n["beta2"] ** n["t"]
-        if options["bias_correction"]:
-            n |= {"correction": bc1, "scale": bc1 / n["bc2"].sqrt(), "epsilon": n["epsilon"] * bc1}
-        else:
-            n["scale"] = torch.ones_like(bc1)
-        n["epsilon"] = n["epsilon"] + torch.finfo(torch.float32).tiny
-        n["rate1"], n["root2"] = 1 - n["beta1"], (1 - n["beta2"]).sqrt()
-
-    def _numbers(self, trial: _Trial, rows: list[list[Any]]) -> Tensor:
-        """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
-        if not self.param_groups[0]["capturable"]:
-            return torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
-        form: Any = dict(device=trial.device, dtype=_sum_dtype(trial.device))
-        made = [x.to(**form) if isinstance(x, Tensor) else torch.full((), x, **form) for x in chain(*rows)]
-        return torch.stack(made).view(len(rows), -1)
-
-    def _begin(self, trial: _Trial) -> None:
-        """Begin averages, in memory that is not `state` yet: at a parameter's first gradient, be it zero or not.
-
-        With `unbiased_squares` the squared ones at the first that is not zero, in whichever evaluation; at the
-        look-ahead so that they are there after the first update, in which all their gradients are zero.
-        """
-        options, start, norms = self.param_groups[0], len(trial.losses) == 1, []
-        for block in trial.blocks:
-            found = torch._foreach_norm(block.gradients(), 2, dtype=_sum_dtype(block.device))
-            norms.append((torch.stack(found).square() * block.share).to(trial.device))
-        vector = torch.cat(norms)
-        if trial.ranks is not None:
-            dist.all_reduce(vector, group=trial.ranks)
-        parts = torch.split(vector, [len(block.params) for block in trial.blocks])
-        clip, corrected = _clip(vector.sum(), options["max_grad_norm"]), options["bias_correction"]
-        for block, squares in zip(trial.blocks, parts, strict=True):
-            (beta1, beta2), gradients = block.group["betas"], block.gradients()
-            fine, sizes = torch.isfinite(squares), [param.numel() for param in block.params]
-            for key, i in block.fresh if start else ():
-                view = block.views[key][i]
-                value = gradients[i].to(view.dtype) * (clip * (1 - beta1 if corrected else 1.0))
-                if key == "exp_avg_sq":
-                    value = (squares[i] * clip**2 / sizes[i]).clamp(max=torch.finfo(view.dtype).max)
-                if key == "exp_avg" or not block.waits:
-                    view.copy_(torch.where(fine[i], value, 0))
-            later = beta2 if trial.slopes and beta2 > 0 else 1.0
-            factor = clip**2 * trial.n["bc2"][block.place].to(clip.device) / later
-            for i, view in enumerate(block.views["exp_avg_sq"] if block.waits else ()):
-                value = torch.where(fine[i], squares[i] * factor / sizes[i], 0).to(view.device, view.dtype)
-                view.copy_(torch.where(view > 0, view, value))
-
-    def _to_asam_point(self, trial: _Trial) -> None:
-        """To ASAM's point, w + ρ·T²·s / (‖T·s‖ + 1e-16)."""
-        n, sums = trial.n | {"size": -trial.n["rho"]}, []
-        self._keep_weights(trial)
-        for block in trial.blocks:
-            flats: Any = block.averages()[1], block.take("start", trial.looks), block.rooms["weights"]
-            sums.append(self._run(_ascent, block, n, *flats, weight=block.weight))
-        self._record(trial, "start", sums)
-        scaled = {"size": 1 / (trial.read["start"][1::2].sum().sqrt() + ASAM_FLOOR)}
-        for block in trial.blocks:
-            v, g = block.averages()[1], block.gradient["start"]
-            flats = block.target("latest"), block.rooms["weights"], v, g
-            self._run(_climb, block, n, *flats, scaled=scaled, weight=block.weight)
-            block.write("latest")
-
-    def _take_gradient(self, trial: _Trial) -> None:
-        """What limits the gradient in the first update of the averages, from sums that are not read yet."""
-        options, sums = self.param_groups[0], []
-        norm = options["max_grad_norm"] is not None or bool(options["acme"] and self.watchers)
-        for block in trial.blocks:
-            g = block.take("first", trial.looks)
-            sums.append(self._run(_sums, block, trial.n, *block.averages(), g, None, norm=norm))
-            block.gradient.setdefault("start", block.gradient["first"])
-        self._record(trial, "first", sums)
-        found, beta1 = trial.read["first"][1:].view(-1, 4), _sent(trial.n["beta1"], trial.device)
-        factors = trial.read["factors"] = self._call(_limit, beta1, found, options["max_grad_norm"])
-        trial.limit = dict.fromkeys(("rate1", "root2"), factors.prod())
-
-    def _to_look_ahead(self, trial: _Trial) -> None:
-        """To the look-ahead point, along the averages as they will be; the slope at the start."""
-        self._keep_weights(trial)
-        for block in trial.blocks:
-            gradients = block.gradient["first"], block.gradient["start"]
-            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages(), *gradients
-            trial.slopes.append(self._run(_look, block, trial.n, *flats, scaled=trial.limit))
-            block.write("latest")
-        if self.param_groups[0]["steps"] < 10:
-            trial.gradients = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
-
-    def _to_next_weights(self, trial: _Trial) -> None:
-        """Read, decide and move."""
-        options, n, sums = self.param_groups[0], trial.n, []
-        for block in trial.blocks if trial.looks else ():
-            flats: Any = *block.averages(), block.gradient["first"], block.take("ahead", False)
-            norm = options["max_grad_norm"] is not None
-            sums.append(self._run(_sums, block, n, *flats, scaled=trial.limit, norm=norm))
-        if trial.looks:
-            self._record(trial, "ahead", sums, trial.slopes)
-        read = trial.read
-        if not (options["capturable"] or trial.device.type == "cpu"):  # the one wait of a step
-            parts = torch.cat([vector.reshape(-1) for vector in read.values()]).cpu()
-            sizes = [vector.numel() for vector in read.values()]
-            read = trial.read = dict(zip(read, torch.split(parts, sizes), strict=True))
-        self._check(trial)
-        first, (clip, limit) = trial.blocks[0].place, read["factors"].unbind()
-        vectors = [read[name] for name in ("start", "first") if name in read]
-        l0, fine = vectors[0][0], torch.isfinite(torch.cat([*vectors, limit[None]])).all()
-        move, ahead = self._decided(trial, l0)
-        n["applied"] = torch.where(fine, self._damping(trial) * n["step_size"] * move.length, 0)
-        alpha, decision = n["step_size"][first], torch.where(fine, move.decision, Decision.NON_FINITE)
-        slopes = torch.stack([ahead["p0"], ahead["p1"]]) / torch.where(alpha == 0, 1, alpha)
-        outcome = torch.stack([l0, ahead["l1"], *slopes, decision, alpha, n["applied"][first], limit])
-        report = None if options["capturable"] else _report(outcome, trial.looks, len(trial.losses))
-        for watcher in self.watchers if report is not None else ():
-            watcher(self, report, read)  # type: ignore[arg-type]
-        self._move(trial, move, fine, clip, clip * limit, ahead)
-        self._commit(trial, move, fine)
-        self._tell(trial, outcome, report)
-
-    def _run(self, stage: Any, block: _Block, n: Any, *flats: Any, scaled: Any = None, **how: bool) -> Any:
-        """A stage over one block, with its group's numbers, some of them times a number on the device; its sums."""
-        names = [name for name, number in n.items() if number is not None]
-        column = _sent(torch.stack([n[name] for name in names])[:, block.place], block.device)
-        for name, factor in (scaled or {}).items():
-            column[names.index(name)].mul_(factor.to(block.device))
-        c = dict(zip(names, column.to(block.dtype).unbind(), strict=True))
-        if self._compile:
-            rows = [_compiled(stage)(c, *flats, **how)]
-        else:
-            pieces = (repeat(None) if flat is None else flat.split(block.piece) for flat in flats)
-            rows = [stage(c, *piece, **how) for piece in zip(*pieces, strict=False)]
-        sums = list(chain.from_iterable(rows))
-        return torch.stack(sums).view(len(rows), -1).sum(0, dtype=_sum_dtype(block.device)) if sums else None
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """A function of a few numbers, which are many kernels on a device."""
         compiled = self._compile and self.param_groups[0]["capturable"]
         return (_compiled(function) if compiled else function)(*arguments)
-
-    def _record(self, trial: _Trial, name: str, *sums: list[Tensor]) -> None:
-        """Note the loss and each block's sums, added up by group, for reading: from here on those of all ranks."""
-        size = 1 if trial.ranks is None else dist.get_world_size(trial.ranks)
-        vector = [trial.losses[-1].reshape(1) / size]
-        for each in sums:
-            table = torch.zeros(
-                len(self.param_groups), len(each[0]), dtype=each[0].dtype, device=trial.device
-            )
-            for row, block in zip(each, trial.blocks, strict=True):
-                table[block.place] += row.to(trial.device) * block.share
-            vector.append(table.flatten())
-        trial.read[name] = torch.cat(vector)
-        if trial.ranks is not None:
-            dist.all_reduce(trial.read[name], group=trial.ranks)
-        if name != "ahead" and (trial.device.type == "cpu" or trial.scaler is not None):
-            self._check(trial)
-
-    def _check(self, trial: _Trial) -> None:
-        """Raise, or with a scaler skip the step, where a loss or a gradient read so far is not finite."""
-        names = [] if self.param_groups[0]["capturable"] else ["start", "first"]
-        for name in [name for name in names if name in trial.read]:
-            loss, *sums = trial.read[name].tolist()
-            if math.isfinite(loss) and all(map(math.isfinite, sums)):
-                continue
-            if trial.scaler is not None and trial.scaler.is_enabled() and math.isfinite(loss):
-                raise _Idle
-            what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
-            where = "at ASAM's point" if name == "first" and "start" in trial.read else "at the start"
-            raise FloatingPointError(f"Non-finite {what} {where} of the step: all is as before it")
-
-    def _keep_weights(self, trial: _Trial) -> None:
-        for block in () if trial.moved else trial.blocks:
-            block.gather("weights", block.locals)
-        trial.moved = True
-
-    def _go_back(self, trial: _Trial) -> None:
-        """Put the weights back to where the step started."""
-        for block in trial.blocks if trial.moved else ():
-            with torch.no_grad():
-                block.write("weights", back=True)
-
-    def _damping(self, trial: _Trial) -> Any:
-        """γ of each group, times `gain` and what a scheduler made of `lr`: the factor on the step size."""
-        options, beta1, annealing = self.param_groups[0], trial.n["beta1"], 1.0
-        if not options["acme"]:
-            return 1.0
-        if options["total_steps"] is not None:
-            done = (trial.n["annealing_step"] / options["total_steps"]).clamp(max=1.0)
-            cosine: Any = torch.cos(math.pi * done)
-            annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + cosine) / 2
-        return damping(beta1) * annealing * trial.n["scheduled"] * options["gain"]
-
-    def _decided(self, trial: _Trial, l0: Tensor) -> tuple[Move, dict[str, Tensor]]:
-        """What to do, and what a look-ahead has shown."""
-        options, weights, one = self.param_groups[0], trial.n["size"], torch.ones_like(l0)
-        none, no = one * math.nan, torch.zeros_like(l0, dtype=torch.bool)
-        if not trial.looks:
-            return Move(one, one, none, no, no), dict(l1=none, p0=none, p1=none)
-        vector, memory = trial.read["ahead"], trial.n["beta1"][trial.blocks[0].place]
-        sums, slopes = vector[1 : 1 + 4 * len(weights)].view(-1, 4), vector[1 + 4 * len(weights) :]
-        p0, p1 = (slopes * weights).sum(), (sums[:, 0] * weights).sum()
-        clip, limit = self._call(_limit, trial.n["beta1"], sums, options["max_grad_norm"]).unbind()
-        fine = torch.isfinite(vector).all() & torch.isfinite(p0 + p1)
-        move = self.decide(Measured(l0, vector[0], p0, p1, one, memory))
-        failed = Move(0 * one, memory, one * Decision.NON_FINITE, no, no)
-        move = Move(*(torch.where(fine, x, y) for x, y in zip(move, failed, strict=True)))
-        if options["search_left"] > 0 and weights.any():
-            losses, found = (l0.item(), vector[0].item()), (p0.item(), p1.item())
-            target, trial.searched = search(*losses, *found, 1.0, options["search_latest"])
-            if not trial.searched or target != 1:
-                move = move._replace(length=0 * one, again=no)
-            move = move._replace(step_size=target * one)
-        # Where nothing moves, nothing is learnt.
-        move = move._replace(step_size=torch.where((weights == 0).all(), one, move.step_size))
-        return move, dict(l1=vector[0], p0=p0, p1=p1, fine=fine, clip=clip, factor=clip * limit)
-
-    def _move(self, trial: _Trial, move: Move, fine: Tensor, clip: Any, factor: Any, ahead: Any) -> None:
-        """Put together the numbers of the last stage, and run it.
-
-        Where the host has read what there is, it leaves out what is not needed; else one form serves all cases.
-        """
-        options, n, looks, where = self.param_groups[0], trial.n, trial.looks, torch.where
-        host = not (
-            options["capturable"] or self._compile
-        )  # of which each combination would be a compilation
-        nesterov, one = options["nesterov"], torch.ones_like(n["beta1"])
-        fine_ahead, twice = (ahead["fine"], ahead["factor"]) if looks else (fine, factor)
-        again, worse, failed = move.again & fine, move.worse, fine & ~fine_ahead
-        if looks and "start" in trial.read:  # ASAM's is not the gradient of the start
-            clip = _clip(trial.read["start"][2::2].sum(), options["max_grad_norm"])
-        if looks:
-            clip = where(worse, clip, ahead["clip"])
-        numbers = dict(
-            beta1=where(fine, n["beta1"], 1), rate1=where(fine, n["rate1"] * factor, 0),
-            beta2=where(fine, n["beta2"], 1), root2=where(fine, n["root2"] * factor, 0),
-            again_beta1=where(again, n["beta1"], where(failed, n["rate1"], 1)), again_rate1=where(again, n["rate1"] * twice, 0),
-            again_beta2=where(again, n["beta2"], 1), again_root2=where(again, n["root2"] * twice, 0),
-            scale=n["scale"], epsilon=n["epsilon"], correction=n.get("correction"), eta=n["eta"], size=n["applied"],
-            keep=1 - n["applied"] * n["weight_decay"], nesterov=n["rate1"] * clip if nesterov else None,
-            fine=None if host else fine * one, fine_ahead=None if host else fine_ahead * one,
-            worse=None if host else worse * one,
-        )  # fmt: skip
-        first = nesterov and not (host and looks and not worse)
-        second = looks and (not host or bool(again | failed) or (nesterov and not worse))
-        for block in trial.blocks:
-            mine = dict(numbers)
-            if host and not n["applied"][block.place]:
-                del mine["size"]
-            if not block.group["weight_decay"]:
-                del mine["keep"]
-            g, g0 = block.gradient["first"], block.gradient["start" if looks else "first"]
-            g1 = block.gradient.get("ahead")
-            if host and failed and g1 is not None:
-                g1 = torch.zeros_like(g1)
-            if not (trial.moved or block.alone):
-                block.gather("weights", block.locals)
-            kept = block.rooms["weights"] if trial.moved and block.alone else None
-            # Nesterov's term takes a gradient without a limit, and 16 bits hold little.
-            bounded = options["acme"] and (nesterov or block.locals[0].dtype != block.dtype)
-            flats = g, g0 if first else None, g1 if second else None
-            self._run(
-                _leap, block, mine, block.target("weights"), kept, *block.averages(), *flats, bounded=bounded
-            )
-            block.write("weights")
-
-    def _commit(self, trial: _Trial, move: Move, fine: Tensor) -> None:
-        """The averages become the optimizer's state, step sizes and counters those of the next step."""
-        options, n = self.param_groups[0], trial.n
-        for block in trial.blocks:
-            block.fresh = []
-            for param, key, entry in block.each():
-                self.state[param][key] = entry
-            if block.waits and not options["capturable"]:
-                block.waits = not all(bool((view > 0).all()) for view in block.views["exp_avg_sq"])
-        # A parameter that is in no block any more keeps its averages, and not the whole block's memory.
-        for block in [block for block in self._blocks if block not in trial.blocks]:
-            for param, key, entry in block.each():
-                if self.state.get(param, {}).get(key) is entry:
-                    self.state[param][key] = entry.clone()
-        self._blocks, self._params, self._places = trial.blocks, trial.params, trial.places
-        failed, step_size = move.decision == Decision.NON_FINITE, n["step_size"]
-        if options["acme"]:
-            step_size = (step_size * move.step_size).clamp(max=_LARGEST)
-        for i, group in enumerate(self.param_groups):
-            group["steps"] += 1
-            if trial.searched is not None:
-                factor = move.step_size.item()
-                group["search_left"] = 0 if trial.searched else group["search_left"] - 1
-                group["search_latest"] = (factor > 1) - (factor < 1) or group["search_latest"]
-            done, t = group["annealing_step"] + 1, torch.where(failed, 1, group["t"] + 1)
-            later = dict(step_size=step_size[i], reference_lr=n["reference_lr"][i], annealing_step=done, t=t)
-            for name, value in later.items():
-                if options["capturable"]:
-                    group[name].copy_(torch.where(fine, value, group[name]))
-                else:
-                    group[name] = value.item() if isinstance(value, Tensor) else value
-
-    def _tell(self, trial: _Trial, outcome: Tensor | None = None, report: Report | None = None) -> None:
-        """What `report` says at the end of a step; without an outcome, of one that did nothing."""
-        options, nan, looks = self.param_groups[0], math.nan, trial.looks
-        if outcome is None:
-            alpha, looks = options["step_size"] if options["acme"] else options["lr"], False
-            code = Decision.NON_FINITE if trial.blocks else nan
-            outcome = self._numbers(trial, [[trial.losses[0], nan, nan, nan, code, alpha, 0.0, 1.0]])[0]
-        if options["capturable"]:
-            outcome = outcome if self._outcome is None else self._outcome[0].copy_(outcome)
-            self._outcome = outcome, looks, len(trial.losses)
-        else:
-            self._report = report or _report(outcome, looks, len(trial.losses))
 
     # State ----------------------------------------------------------------------------------------------
 
@@ -1282,22 +1292,18 @@ class Acme(Optimizer):
 
         # Behind the user's own hooks before, so as to see what is really loaded, and ahead of those after.
         before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
-        after = self.register_load_state_dict_post_hook(restore, prepend=True)
-        try:
+        with before, self.register_load_state_dict_post_hook(restore, prepend=True):
             super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_modules", "_process_group", "_compile", "_report")
+        own = ("_model", "_modules", "_process_group", "_compile", "_report", "_warned")
         return {**super().__getstate__(), **{name: vars(self)[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             _refuse_foreign(group, "the loaded state")
         super().__setstate__(state)
-        self._forget(whole="_report" in state)  # a copy; otherwise `load_state_dict`
+        self._forget()
         for group in self.param_groups:
             group.setdefault("steps", group.get("annealing_step", 1))
             for name, value in self.defaults.items():
@@ -1316,14 +1322,6 @@ class Acme(Optimizer):
             values = ", ".join(f"{name}={group[name]}" for name in (*_GROUP_OPTIONS, "step_size", "t"))
             text += f"\n    group {number}: {len(group['params'])} tensors, {values}"
         return f"Acme({text}\n)"
-
-
-def _report(numbers: Tensor, looks: bool, evaluations: int) -> Report:
-    l0, l1, p0, p1, code, alpha, applied, limit = numbers.tolist()
-    decision = None if math.isnan(code) else Decision(int(code))
-    if not looks:
-        l1 = p0 = p1 = None
-    return Report(l0, l1, p0, p1, decision, alpha, applied, limit, evaluations)
 
 
 # Ranks and dtypes ----------------------------------------------------------------------------------------------

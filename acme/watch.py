@@ -53,16 +53,16 @@ def watch_for_clipping(optimizer: Acme, report: Report, read: dict[str, Tensor])
 
 def watch_ranks(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> None:
     """Warn of gradients that nobody has averaged over the ranks: their norms differ."""
-    trial, steps = optimizer._trial, optimizer.param_groups[0]["steps"]
-    if trial.ranks is None or (steps >= FIRST_STEPS and steps % FIRST_STEPS):
+    step, steps = optimizer._step, optimizer.param_groups[0]["steps"]
+    if step is None or step.ranks is None or (steps >= FIRST_STEPS and steps % FIRST_STEPS):
         return
-    if any(block.share != 1 / dist.get_world_size(trial.ranks) for block in trial.blocks):
+    if any(block.share != 1 / step.size for block in step.blocks):
         return  # each rank has a part of it
-    norms = [norm for block in trial.blocks for norm in torch._foreach_norm(block.gradients())]
+    norms = [norm for block in step.blocks for norm in torch._foreach_norm(block.gradients())]
     norm = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).sum()
     sums = torch.stack([norm, norm.square()])
-    dist.all_reduce(sums, group=trial.ranks)
-    mean, square = (sums / dist.get_world_size(trial.ranks)).tolist()
+    dist.all_reduce(sums, group=step.ranks)
+    mean, square = (sums / step.size).tolist()
     if square - mean * mean > UNEVEN * mean * mean:
         optimizer.warn(
             "The ranks' gradients differ, so the ranks drift apart: they have to be averaged before each step "
@@ -73,11 +73,11 @@ def watch_ranks(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> Non
 
 def watch_evaluations(optimizer: Acme, report: Report, read: dict[str, Tensor]) -> None:
     """Warn of a closure that has not evaluated again at the look-ahead point."""
-    trial = optimizer._trial
-    if trial is None or (report.look_ahead_loss, report.look_ahead_slope) != (report.loss, report.slope):
+    step = optimizer._step
+    if step is None or (report.look_ahead_loss, report.look_ahead_slope) != (report.loss, report.slope):
         return
-    now = [(p.grad, p.grad._version) for p in trial.params if p.grad is not None]
-    same = [a is c and b == d for (a, b), (c, d) in zip(now, trial.gradients, strict=False)]
+    now = [(p.grad, p.grad._version) for p in step.params if p.grad is not None]
+    same = [a is c and b == d for (a, b), (c, d) in zip(now, step.gradients, strict=False)]
     if same and all(same):
         optimizer.warn(
             "The closure seems not to evaluate again: at the look-ahead point it returned the same loss and left "
