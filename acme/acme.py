@@ -582,17 +582,16 @@ class _Step:
                 self.to_look_ahead()
                 yield from again()
             self.to_next_weights()
-        except _Idle:
-            self.go_back()
-            self.idle = True
-        except BaseException:
-            self.go_back()
-            before()
-            if (
-                self.scaler is not None
-            ):  # whose books have the old ones until its next update, under their ids
+        except BaseException as error:
+            for block in self.blocks if self.moved else ():
+                with torch.no_grad():
+                    block.write("weights", back=True)
+            self.idle = isinstance(error, _Idle)
+            if not self.idle:
+                before()
+                # A scaler's books have the old ones until its next update, under their ids.
                 self.optimizer._scaled = [SimpleNamespace() for _ in range(3)]
-            raise
+                raise
         finally:
             for block in self.blocks:
                 block.gradient = {}
@@ -665,7 +664,6 @@ class _Step:
         unset, still = n["reference_lr"] == 0, n["lr"] == 0
         n["reference_lr"] = torch.where(unset, n["lr"], n["reference_lr"])
         n["step_size"] = torch.where(unset, n["lr"], n["step_size"]) if options["acme"] else n["lr"]
-        n["scheduled"] = torch.where(still, 0, n["lr"] / n["reference_lr"])
         n["size"] = torch.where(still, 0, n["step_size"])
         bc1, n["bc2"] = 1 - n["beta1"] ** n["t"], 1 - n["beta2"] ** n["t"]
         n["scale"] = torch.ones_like(bc1)
@@ -673,6 +671,16 @@ class _Step:
             n |= {"correction": bc1, "scale": bc1 / n["bc2"].sqrt(), "epsilon": n["epsilon"] * bc1}
         n["epsilon"] = n["epsilon"] + torch.finfo(torch.float32).tiny
         n["rate1"], n["root2"] = 1 - n["beta1"], (1 - n["beta2"]).sqrt()
+        n["damping"] = torch.ones_like(bc1)  # γ, times `gain` and what a scheduler made of `lr`
+        if options["acme"]:
+            done = (n["annealing_step"] / (steps or math.inf)).clamp(max=1.0)
+            annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + torch.cos(math.pi * done)) / 2
+            n["damping"] = (
+                damping(n["beta1"])
+                * annealing
+                * torch.where(still, 0, n["lr"] / n["reference_lr"])
+                * options["gain"]
+            )
 
     def numbers(self, rows: list[list[Any]]) -> Tensor:
         """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
@@ -770,7 +778,7 @@ class _Step:
         vectors = [read[name] for name in ("start", "first") if name in read]
         l0, fine = vectors[0][0], torch.isfinite(torch.cat([*vectors, limit[None]])).all()
         move, ahead = self.decided(l0)
-        n["applied"] = torch.where(fine, self.damping() * n["step_size"] * move.length, 0)
+        n["applied"] = torch.where(fine, n["damping"] * n["step_size"] * move.length, 0)
         alpha, decision = n["step_size"][first], torch.where(fine, move.decision, Decision.NON_FINITE)
         slopes = torch.stack([ahead["p0"], ahead["p1"]]) / torch.where(alpha == 0, 1, alpha)
         outcome = torch.stack([l0, ahead["l1"], *slopes, decision, alpha, n["applied"][first], limit])
@@ -832,22 +840,6 @@ class _Step:
         for block in () if self.moved else self.blocks:
             block.gather("weights", block.locals)
         self.moved = True
-
-    def go_back(self) -> None:
-        """Put the weights back to where the step started."""
-        for block in self.blocks if self.moved else ():
-            with torch.no_grad():
-                block.write("weights", back=True)
-
-    def damping(self) -> Any:
-        """γ of each group, times `gain` and what a scheduler made of `lr`: the factor on the step size."""
-        annealing: Any = 1.0
-        if not self.options["acme"]:
-            return 1.0
-        if self.options["total_steps"] is not None:
-            done = (self.n["annealing_step"] / self.options["total_steps"]).clamp(max=1.0)
-            annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + torch.cos(math.pi * done)) / 2
-        return damping(self.n["beta1"]) * annealing * self.n["scheduled"] * self.options["gain"]
 
     def decided(self, l0: Tensor) -> tuple[Move, dict[str, Tensor]]:
         """What to do, and what a look-ahead has shown."""
