@@ -655,8 +655,7 @@ class _Step:
         """The numbers of each group, on the host where it may read: step sizes, decay rates, bias corrections."""
         options, steps = self.options, self.options["total_steps"]
         if options["acme"] and not options["capturable"] and options["annealing_step"] == steps:
-            text = f"total_steps={steps} are done: steps stay at a hundredth (see set_total_steps)."
-            self.optimizer.warn(text)
+            self.optimizer.warn(f"total_steps={steps} are done: steps stay at a hundredth (set_total_steps).")
         names = [name for name in (*_GROUP_OPTIONS, *_GROUP_STATE) if name != "betas"]
         rows = [[*group["betas"], *(group[name] for name in names)] for group in self.groups]
         n = self.n = dict(zip(("beta1", "beta2", *names), self.numbers(rows).unbind(1), strict=True))
@@ -675,12 +674,8 @@ class _Step:
         if options["acme"]:
             done = (n["annealing_step"] / (steps or math.inf)).clamp(max=1.0)
             annealing = FINAL_ANNEALING + (1 - FINAL_ANNEALING) * (1 + torch.cos(math.pi * done)) / 2
-            n["damping"] = (
-                damping(n["beta1"])
-                * annealing
-                * torch.where(still, 0, n["lr"] / n["reference_lr"])
-                * options["gain"]
-            )
+            scheduled = torch.where(still, 0, n["lr"] / n["reference_lr"])
+            n["damping"] = damping(n["beta1"]) * annealing * scheduled * options["gain"]
 
     def numbers(self, rows: list[list[Any]]) -> Tensor:
         """Numbers as one float64 tensor: on the host, or with `capturable` on the device."""
@@ -1102,19 +1097,14 @@ class Acme(Optimizer):
                 raise ValueError(f"Invalid {name} in a parameter group: {group[name]!r} (pass it to Acme)")
         if not isinstance(group["params"], set):  # which torch refuses
             given = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-            named = all(isinstance(param, tuple) for param in given) or "param_names" in group
-            if group["asam"] and not named:
+            if group["asam"] and not ("param_names" in group or all(isinstance(p, tuple) for p in given)):
                 raise ValueError(_NO_NAMES)
             # torch wants names in all groups or in none; those that have none get theirs here.
             pairs = [p if isinstance(p, tuple) else (f"{i}{_NAMELESS}", p) for i, p in enumerate(given)]
-            group["param_names"] = group.get("param_names", [name for name, _ in pairs])
-            group["params"] = [param for _, param in pairs]
-        super().add_param_group(group)
-        try:
+            names, group["params"] = [name for name, _ in pairs], [param for _, param in pairs]
+            group.setdefault("param_names", names)
             list(map(_check_parameter, group["params"]))
-        except TypeError:
-            self.param_groups.pop()
-            raise
+        super().add_param_group(group)
         _complete(group, self.param_groups[0])
 
     def set_total_steps(self, total_steps: int | None) -> None:
@@ -1384,9 +1374,10 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
 _NAMELESS = " (no name)"  # ends what a parameter without a name is called
 _GROUP_OPTIONS = ("lr", "betas", "epsilon", "weight_decay", "rho", "eta")  # a group may have its own
 _GROUP_STATE = ("step_size", "reference_lr", "t", "annealing_step")  # tensors, with `capturable`
-_FLAGS: tuple[str, ...] = ("acme", "adam", "asam", "nesterov", "bias_correction", "differentiable")
-_FLAGS += ("capturable", "unbiased_squares")
+_ADAPTED = {"gain": 1, "adapt_steps": None, "search_steps": 0}  # of the adaptation, and without it
 _WHOLE = {"total_steps": 1, "adapt_steps": 1, "search_steps": 0}  # whole numbers of at least so many
+_FLAGS = ("acme", "adam", "asam", "nesterov", "bias_correction", "differentiable", "capturable",
+          "unbiased_squares")  # fmt: skip
 _SHARED_OPTIONS = (*_FLAGS, *_WHOLE, "max_grad_norm", "gain")
 _FOREIGN_OPTIONS = {  # of other optimizers, and what to say instead of ignoring them
     "maximize": "minimise the negative loss",
@@ -1428,7 +1419,7 @@ _NO_NAMES = (
 def _check_parameter(param: Tensor) -> None:
     if getattr(param, "_fsdp_flattened", False) or type(param).__name__ == "FlatParameter":
         raise TypeError("Invalid parameter: of FullyShardedDataParallel (FSDP1; use fully_shard)")
-    if param.requires_grad and not param.is_floating_point():
+    if isinstance(param, Tensor) and param.requires_grad and not param.is_floating_point():
         raise TypeError(f"Invalid parameter: {param.dtype} (expected a real floating dtype, or a frozen one)")
 
 
@@ -1468,27 +1459,27 @@ def _need(condition: Any, name: str, value: Any, expected: str, error: type[Exce
         raise error(f"Invalid {name}: {value!r} (expected {expected})")
 
 
+def _number(name: str, value: Any, below: float = math.inf) -> float:
+    _need(isinstance(value, Real) and not isinstance(value, bool), name, value, "a number", TypeError)
+    expected = "a number in [0, 1)" if below == 1 else "a finite number of at least 0"
+    _need(0 <= float(value) < below, name, value, expected)
+    return float(value)
+
+
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options among `options`, checked, as plain Python numbers (which every checkpoint can hold)."""
     checked = {name: options[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)}
     lr, betas, acme = checked["lr"], checked["betas"], checked["acme"]
-    tensor = isinstance(lr, Tensor)
-    if tensor and lr.numel() != 1:
+    if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Invalid lr: a tensor of shape {tuple(lr.shape)} (expected one element)")
+    rate = _number("lr", float(lr) if isinstance(lr, Tensor) else lr)
+    checked["lr"] = lr if isinstance(lr, Tensor) else rate
     pair = isinstance(betas, (tuple, list)) and len(betas) == 2
     _need(pair, "betas", betas, "a pair of numbers", TypeError)
-    optional = () if checked["max_grad_norm"] is None else ("max_grad_norm",)
-    numbers = {name: checked[name] for name in ("epsilon", "weight_decay", "rho", "eta", "gain", *optional)}
-    numbers |= {"lr": float(lr) if tensor else lr, "betas[0]": betas[0], "betas[1]": betas[1]}
-    for name, value in numbers.items():
-        below, expected = math.inf, "a finite number of at least 0"
-        if name.startswith("betas"):
-            below, expected = 1.0, "a number in [0, 1)"
-        _need(isinstance(value, Real) and not isinstance(value, bool), name, value, "a number", TypeError)
-        _need(0 <= float(value) < below, name, value, expected)
-        checked[name] = float(value)
-    checked["betas"] = checked.pop("betas[0]"), checked.pop("betas[1]")
-    checked["lr"] = lr if tensor else checked["lr"]
+    checked["betas"] = tuple(_number(f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
+    for name in ("epsilon", "weight_decay", "rho", "eta", "gain", "max_grad_norm"):
+        if checked[name] is not None or name != "max_grad_norm":
+            checked[name] = _number(name, checked[name])
     for name, least in _WHOLE.items():
         value = checked[name]
         if value is not None or not least:
@@ -1502,9 +1493,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         (checked["max_grad_norm"] != 0, "max_grad_norm", "a positive number, or None for no clipping"),
         (checked["gain"] > 0, "gain", "a positive number; 1 for none"),
         (not checked["differentiable"], "differentiable", "False: comparisons have no derivative"),
-        (acme or checked["gain"] == 1, "gain", "1 without acme=True"),
-        (acme or checked["adapt_steps"] is None, "adapt_steps", "None without acme=True"),
-        (acme or checked["search_steps"] == 0, "search_steps", "0 without acme=True"),
+        *((acme or checked[name] == off, name, f"{off} without acme=True") for name, off in _ADAPTED.items()),
         (not (checked["capturable"] and checked["search_steps"]), "search_steps", "0 with capturable=True: it reads"),
         (checked["adam"] and checked["bias_correction"] or not checked["unbiased_squares"], "unbiased_squares",
          "False without adam=True and bias_correction=True"),
