@@ -365,44 +365,38 @@ class _Block:
     gradient are worked on where they lie; others are gathered and written back.
     """
 
-    def __init__(self, place: int, group: Any, params: Any, weight: bool, share: float, state: Any) -> None:
-        self.place, self.group, self.params, self.weight, self.share = place, group, params, weight, share
+    def __init__(self, kind: Any, group: Any, params: list[Tensor], state: Any) -> None:
+        self.place, self.weight, self.share, self.alone, self.device, _ = self.kind = kind
+        self.group, self.params, self.dtype = group, params, _state_dtype(params[0].dtype)
         self.locals = list(map(_local, params))
         self.forms = [(local.shape, local.stride()) for local in self.locals]
-        self.device, self.dtype = self.locals[0].device, _state_dtype(params[0].dtype)
-        self.strides = list(map(_dense_stride, self.locals))
-        self.sizes = [local.numel() for local in self.locals]
-        self.alone, self.length, self.piece = _lies_alone(self.locals[0]), sum(self.sizes), PIECE
+        self.length, self.piece = sum(local.numel() for local in self.locals), PIECE
         if self.device.type != "cpu":
             self.length = self.piece = max(-(-self.length // ROWS), 1) * ROWS
         self.rooms: dict[str, Tensor] = {}
         self.views: dict[str, list[Tensor]] = {}  # of each room, the parameters' parts in their shapes
-        self.entries: dict[str, list[Any]] = {}  # what `state` holds of the averages
+        self.entries: list[tuple[Tensor, str, Any]] = []  # what `state` holds: parameter, name, average
         self.fresh: dict[str, list[int]] = {}  # whose averages have not begun
         self.waits = group["unbiased_squares"]  # whether some squared average has only seen zeros
         self.gradient: dict[str, Tensor] = {}  # at the "start", of the "first" update, and "ahead"
         for key in _AVERAGES[: 1 + group["adam"]]:
             self.room(key, self.dtype)
-            self.entries[key] = list(map(_like, self.views[key], params))
-            for i, param in enumerate(params):
+            for i, (param, view) in enumerate(zip(params, self.views[key], strict=True)):
+                self.entries.append((param, key, _like(view, param)))
                 if group["steps"] > 0 and key in state.get(param, ()):
-                    self.views[key][i].copy_(_local(state[param][key]))
+                    view.copy_(_local(state[param][key]))
                 else:
                     self.fresh.setdefault(key, []).append(i)
+        self.averages: Any = self.rooms["exp_avg"], self.rooms.get("exp_avg_sq")  # m, v
 
     def room(self, name: str, dtype: torch.dtype) -> Tensor:
         """Memory of this block's length that is kept from step to step."""
         if name not in self.rooms or self.rooms[name].dtype != dtype:
             flat = self.rooms[name] = torch.zeros(self.length, dtype=dtype, device=self.device)
-            parts = torch.split(flat[: sum(self.sizes)], self.sizes)
-            forms = zip(parts, self.locals, self.strides, strict=True)
-            self.views[name] = [part.as_strided(local.shape, strides) for part, local, strides in forms]
+            sizes = [local.numel() for local in self.locals]
+            parts = zip(torch.split(flat[: sum(sizes)], sizes), self.locals, strict=True)
+            self.views[name] = [part.as_strided(local.shape, _dense_stride(local)) for part, local in parts]
         return self.rooms[name]
-
-    def each(self) -> Iterator[tuple[Tensor, str, Any]]:
-        """Each parameter, and the name and the entry of each of its averages."""
-        for key, entries in self.entries.items():
-            yield from ((param, key, entry) for param, entry in zip(self.params, entries, strict=True))
 
     def fits(self, state: dict[Tensor, dict[str, Any]]) -> bool:
         """Whether parameters and averages are still those that it was made of."""
@@ -412,11 +406,8 @@ class _Block:
             (first.device, _state_dtype(first.dtype)) == (self.device, self.dtype)
             and [(local.shape, local.stride()) for local in self.locals] == self.forms
             and (not self.waits or self.group["capturable"])
-            and all(state.get(param, {}).get(key) is entry for param, key, entry in self.each())
+            and all(state.get(param, {}).get(key) is entry for param, key, entry in self.entries)
         )
-
-    def averages(self) -> tuple[Tensor, Tensor | None]:
-        return self.rooms["exp_avg"], self.rooms.get("exp_avg_sq")
 
     def gradients(self) -> list[Tensor]:
         pairs = zip(self.params, self.locals, strict=True)
@@ -434,7 +425,7 @@ class _Block:
     def take(self, name: str, keep: bool) -> Tensor:
         """The gradient as one dimension; with `keep` it outlives the next evaluation."""
         found = self.gradients()
-        there = self.alone and not keep and found[0].stride() == self.strides[0]
+        there = self.alone and not keep and found[0].stride() == self.forms[0][1]
         self.gradient[name] = _flat(found[0]) if there else self.gather(name if keep else "latest", found)
         return self.gradient[name]
 
@@ -450,10 +441,6 @@ class _Block:
 def _dense_stride(local: Tensor) -> tuple[int, ...]:
     """The strides with which its elements, in the order of its memory, lie without gaps."""
     return torch.empty_like(local, device="meta").stride()
-
-
-def _lies_alone(local: Tensor) -> bool:
-    return local.device.type == "cpu" and local.numel() >= ALONE and _dense_stride(local) == local.stride()
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -571,7 +558,7 @@ class _Step:
             self.evaluated(loss)
             if not self.blocks:
                 self.optimizer.warn(
-                    "After the closure no parameter of the optimizer has a gradient: nothing is done."
+                    "After the closure no parameter of the optimizer has a gradient: no step."
                 )
                 raise _Idle
             if asam:
@@ -641,15 +628,15 @@ class _Step:
                     _check_parameter(param)
                     _check_averages(name, param, state.get(param, {}))
                     local, weight = _local(param), group["asam"] and "weight" in name
-                    alone = id(param) if _lies_alone(local) else None
-                    kind = place, weight, _share(param, self.size), local.device, local.dtype, alone
+                    large = local.device.type == "cpu" and local.numel() >= ALONE
+                    alone = id(param) if large and _dense_stride(local) == local.stride() else None
+                    kind = place, weight, _share(param, self.size), alone, local.device, local.dtype
                     kinds.setdefault(kind, []).append(param)
-        old = {(block.place, block.weight, *map(id, block.params)): block for block in last}
-        for (place, weight, share, *_), members in kinds.items():
-            block = old.get((place, weight, *map(id, members)))
-            if block is None or not block.fits(state):
-                block = _Block(place, self.groups[place], members, weight, share, state)
-            self.blocks.append(block)
+        old = {(block.kind, *map(id, block.params)): block for block in last}
+        for kind, members in kinds.items():
+            block = old.get((kind, *map(id, members)))
+            fits = block is not None and block.fits(state)
+            self.blocks.append(block if fits else _Block(kind, self.groups[kind[0]], members, state))
 
     def count(self) -> None:
         """The numbers of each group, on the host where it may read: step sizes, decay rates, bias corrections."""
@@ -695,7 +682,9 @@ class _Step:
         for block in self.blocks:
             found = torch._foreach_norm(block.gradients(), 2, dtype=_sum_dtype(block.device))
             norms.append((torch.stack(found).square() * block.share).to(self.device))
-        vector = self.reduced(torch.cat(norms))
+        vector = torch.cat(norms)
+        if self.ranks is not None:
+            dist.all_reduce(vector, group=self.ranks)
         parts = torch.split(vector, [len(block.params) for block in self.blocks])
         clip = _clip(vector.sum(), self.options["max_grad_norm"])
         for block, squares in zip(self.blocks, parts, strict=True):
@@ -707,10 +696,8 @@ class _Step:
             factor, which = clip**2, fresh.get("exp_avg_sq", ())
             if block.waits:
                 later = beta2 if self.slopes and beta2 > 0 else 1.0
-                factor, which = (
-                    factor * self.n["bc2"][block.place].to(clip.device) / later,
-                    range(len(gradients)),
-                )
+                factor = factor * self.n["bc2"][block.place].to(clip.device) / later
+                which = range(len(gradients))
             for i in which:
                 view, mean = block.views["exp_avg_sq"][i], squares[i] * factor / block.params[i].numel()
                 mean = torch.where(fine[i], mean.clamp(max=torch.finfo(view.dtype).max), 0)
@@ -721,12 +708,12 @@ class _Step:
         n, rows = self.n | {"size": -self.n["rho"]}, []
         self.keep_weights()
         for block in self.blocks:
-            flats: Any = block.averages()[1], block.take("start", self.looks), block.rooms["weights"]
+            flats: Any = block.averages[1], block.take("start", self.looks), block.rooms["weights"]
             rows.append(self.run(_ascent, block, n, *flats, weight=block.weight))
         self.record("start", rows)
         scaled = {"size": 1 / (self.sums("start")[:, 0].sum().sqrt() + ASAM_FLOOR)}
         for block in self.blocks:
-            v, g = block.averages()[1], block.gradient["start"]
+            v, g = block.averages[1], block.gradient["start"]
             flats = block.target("latest"), block.rooms["weights"], v, g
             self.run(_climb, block, n, *flats, scaled=scaled, weight=block.weight)
             block.write("latest")
@@ -737,7 +724,7 @@ class _Step:
         norm = max_norm is not None or bool(self.options["acme"] and self.optimizer.watchers)
         for block in self.blocks:
             g = block.take("first", self.looks)
-            rows.append(self.run(_sums, block, self.n, *block.averages(), g, None, norm=norm))
+            rows.append(self.run(_sums, block, self.n, *block.averages, g, None, norm=norm))
             block.gradient.setdefault("start", g)
         self.record("first", rows)
         beta1 = _sent(self.n["beta1"], self.device)
@@ -749,7 +736,7 @@ class _Step:
         self.keep_weights()
         for block in self.blocks:
             gradients = block.gradient["first"], block.gradient["start"]
-            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages(), *gradients
+            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages, *gradients
             self.slopes.append(self.run(_look, block, self.n, *flats, scaled=self.limit))
             block.write("latest")
         if self.options["steps"] < 10:
@@ -761,14 +748,14 @@ class _Step:
         if self.looks:
             rows, norm = [], options["max_grad_norm"] is not None
             for block, slope in zip(self.blocks, self.slopes, strict=True):
-                flats: Any = *block.averages(), block.gradient["first"], block.take("ahead", False)
+                flats: Any = *block.averages, block.gradient["first"], block.take("ahead", False)
                 sums = self.run(_sums, block, n, *flats, scaled=self.limit, norm=norm)
                 rows.append(torch.cat([sums, slope]))
             self.record("ahead", rows)
-        if not (options["capturable"] or self.device.type == "cpu"):  # the one wait of a step
+        if not options["capturable"] and self.device.type != "cpu":  # the one wait of a step
             parts = torch.cat(list(self.read.values())).cpu().split(list(map(len, self.read.values())))
             self.read = dict(zip(self.read, parts, strict=True))
-        self.check()
+            self.check()
         read, first, limit = self.read, self.blocks[0].place, self.read["factors"][1]
         vectors = [read[name] for name in ("start", "first") if name in read]
         l0, fine = vectors[0][0], torch.isfinite(torch.cat([*vectors, limit[None]])).all()
@@ -804,24 +791,20 @@ class _Step:
         table = torch.zeros(len(self.groups), len(rows[0]), dtype=rows[0].dtype, device=self.device)
         for block, row in zip(self.blocks, rows, strict=True):
             table[block.place] += row.to(self.device) * block.share
-        self.read[name] = self.reduced(torch.cat([self.losses[-1].reshape(1) / self.size, table.flatten()]))
-        if name != "ahead" and (self.device.type == "cpu" or self.scaler is not None):
+        self.read[name] = torch.cat([self.losses[-1].reshape(1) / self.size, table.flatten()])
+        if self.ranks is not None:
+            dist.all_reduce(self.read[name], group=self.ranks)
+        early = self.device.type == "cpu" or self.scaler is not None
+        if name != "ahead" and early and not self.options["capturable"]:
             self.check()
 
     def sums(self, name: str) -> Tensor:
         """Those that are recorded under a name, a row for each group."""
         return self.read[name][1:].view(len(self.groups), -1)
 
-    def reduced(self, vector: Tensor) -> Tensor:
-        """Its sum over the ranks."""
-        if self.ranks is not None:
-            dist.all_reduce(vector, group=self.ranks)
-        return vector
-
     def check(self) -> None:
         """Raise, or with a scaler skip the step, where a loss or a gradient read so far is not finite."""
-        names = [] if self.options["capturable"] else ["start", "first"]
-        for name in [name for name in names if name in self.read]:
+        for name in [name for name in ("start", "first") if name in self.read]:
             loss, *sums = self.read[name].tolist()
             if math.isfinite(loss) and all(map(math.isfinite, sums)):
                 continue
@@ -837,14 +820,16 @@ class _Step:
         self.moved = True
 
     def decided(self, l0: Tensor) -> tuple[Move, dict[str, Tensor]]:
-        """What to do, and what a look-ahead has shown."""
+        """What to do, and what a look-ahead has shown; `clip` is of the gradient in Nesterov's term."""
         weights, one, no = self.n["size"], torch.ones_like(l0), torch.zeros_like(l0, dtype=torch.bool)
+        clip, max_norm = self.read["factors"][0], self.options["max_grad_norm"]
         if not self.looks:
             none = one * math.nan
-            return Move(one, one, none, no, no), dict(l1=none, p0=none, p1=none, fine=~no, factor=one)
+            return Move(one, one, none, no, no), dict(
+                l1=none, p0=none, p1=none, fine=~no, clip=clip, factor=one
+            )
         vector, sums, memory = self.read["ahead"], self.sums("ahead"), self.n["beta1"][self.blocks[0].place]
         l1, p0, p1 = vector[0], (sums[:, 4] * weights).sum(), (sums[:, 0] * weights).sum()
-        factors = self.optimizer._call(_limit, self.n["beta1"], sums[:, :4], self.options["max_grad_norm"])
         fine = torch.isfinite(vector).all() & torch.isfinite(p0 + p1)
         move = self.optimizer.decide(Measured(l0, l1, p0, p1, one, memory))
         failed = Move(0 * one, memory, one * Decision.NON_FINITE, no, no)
@@ -857,61 +842,48 @@ class _Step:
                 move = move._replace(length=0 * one, again=no)
         # Where nothing moves, nothing is learnt.
         move = move._replace(step_size=torch.where((weights == 0).all(), one, move.step_size))
-        return move, dict(l1=l1, p0=p0, p1=p1, fine=fine, clip=factors[0], factor=factors.prod())
+        factors = self.optimizer._call(_limit, self.n["beta1"], sums[:, :4], max_norm)
+        if "start" in self.read:  # ASAM's gradient is not that of the start
+            clip = _clip(self.sums("start")[:, 1].sum(), max_norm)
+        clip = torch.where(move.worse, clip, factors[0])
+        return move, dict(l1=l1, p0=p0, p1=p1, fine=fine, clip=clip, factor=factors.prod())
 
     def move(self, move: Move, fine: Tensor, ahead: dict[str, Tensor]) -> None:
         """Put together the numbers of the last stage, and run it.
 
         Where the host has read that all is finite, it leaves out what is not needed; else one form serves all cases.
         """
-        n, where, nesterov, one = (
-            self.n,
-            torch.where,
-            self.options["nesterov"],
-            torch.ones_like(self.n["beta1"]),
-        )
-        again, worse, failed, (clip, limit) = (
-            move.again & fine,
-            move.worse,
-            fine & ~ahead["fine"],
-            self.read["factors"],
-        )
+        n, where, one, looks = self.n, torch.where, torch.ones_like(self.n["beta1"]), self.looks
+        again, failed, nesterov = move.again & fine, fine & ~ahead["fine"], self.options["nesterov"]
         # Compiled, each combination would be a compilation.
         host = not (self.options["capturable"] or self.optimizer._compile or failed)
-        numbers = dict(scale=n["scale"], epsilon=n["epsilon"], correction=n.get("correction"), eta=n["eta"])
+        numbers = {name: n.get(name) for name in ("scale", "epsilon", "correction", "eta")}
         numbers |= dict(size=n["applied"], keep=1 - n["applied"] * n["weight_decay"])
-        updates = (
-            ("", fine, clip * limit, 1),
-            ("again_", again, ahead["factor"], where(failed, n["rate1"], 1)),
-        )
-        for which, happens, factor, beta1 in updates:
-            numbers[f"{which}beta1"] = where(happens, n["beta1"], beta1)
-            numbers[f"{which}beta2"] = where(happens, n["beta2"], 1)
+        numbers["nesterov"] = n["rate1"] * ahead["clip"] if nesterov else None
+        first = "", fine, self.read["factors"].prod(), one
+        second = "again_", again, ahead["factor"], where(failed, n["rate1"], one)
+        for which, happens, factor, beta1 in (first, second):
+            numbers[which + "beta1"] = where(happens, n["beta1"], beta1)
+            numbers[which + "beta2"] = where(happens, n["beta2"], 1)
             numbers |= {which + name: where(happens, n[name] * factor, 0) for name in ("rate1", "root2")}
-        if nesterov:
-            if self.looks:
-                if "start" in self.read:  # ASAM's is not the gradient of the start
-                    clip = _clip(self.sums("start")[:, 1].sum(), self.options["max_grad_norm"])
-                clip = where(worse, clip, ahead["clip"])
-            numbers["nesterov"] = n["rate1"] * clip
         if not host:
-            numbers |= dict(fine=fine * one, fine_ahead=ahead["fine"] * one, worse=worse * one)
-        first = nesterov and not (host and self.looks and not worse)
-        second = self.looks and (not host or bool(again) or (nesterov and not worse))
+            numbers |= dict(fine=fine * one, fine_ahead=ahead["fine"] * one, worse=move.worse * one)
+        needs_g0 = nesterov and not (host and looks and not move.worse)
+        needs_g1 = looks and (not host or bool(again) or (nesterov and not move.worse))
         for block in self.blocks:
             mine = dict(numbers)
             if host and not n["applied"][block.place]:
                 del mine["size"]
             if not block.group["weight_decay"]:
                 del mine["keep"]
-            g, g0 = block.gradient["first"], block.gradient["start" if self.looks else "first"]
             if not (self.moved or block.alone):
                 block.gather("weights", block.locals)
             kept = block.rooms["weights"] if self.moved and block.alone else None
-            flats: Any = block.target("weights"), kept, *block.averages(), g
-            flats = *flats, g0 if first else None, block.gradient["ahead"] if second else None
+            g0 = block.gradient["start" if looks else "first"] if needs_g0 else None
+            gradients = block.gradient["first"], g0, block.gradient["ahead"] if needs_g1 else None
             # Nesterov's term takes a gradient without a limit, and 16 bits hold little.
             bounded = self.options["acme"] and (nesterov or block.locals[0].dtype != block.dtype)
+            flats = block.target("weights"), kept, *block.averages, *gradients
             self.run(_leap, block, mine, *flats, bounded=bounded)
             block.write("weights")
 
@@ -920,13 +892,13 @@ class _Step:
         optimizer, state, capturable = self.optimizer, self.optimizer.state, self.options["capturable"]
         for block in self.blocks:
             block.fresh = {}
-            for param, key, entry in block.each():
+            for param, key, entry in block.entries:
                 state[param][key] = entry
             if block.waits and not capturable:
                 block.waits = not all(bool((view > 0).all()) for view in block.views["exp_avg_sq"])
         # A parameter that is in no block any more keeps its averages, and not the whole block's memory.
         for block in [block for block in optimizer._blocks if block not in self.blocks]:
-            for param, key, entry in block.each():
+            for param, key, entry in block.entries:
                 if state.get(param, {}).get(key) is entry:
                     state[param][key] = entry.clone()
         optimizer._blocks, optimizer._divided = self.blocks, self.divided
@@ -939,9 +911,9 @@ class _Step:
                 factor = move.step_size.item()
                 group["search_left"] = 0 if self.searched else group["search_left"] - 1
                 group["search_latest"] = (factor > 1) - (factor < 1) or group["search_latest"]
-            done, t = group["annealing_step"] + 1, torch.where(failed, 1, group["t"] + 1)
-            later = dict(
-                step_size=step_size[i], reference_lr=self.n["reference_lr"][i], annealing_step=done, t=t
+            later = dict(step_size=step_size[i], reference_lr=self.n["reference_lr"][i])
+            later |= dict(
+                annealing_step=group["annealing_step"] + 1, t=torch.where(failed, 1, group["t"] + 1)
             )
             for name, value in later.items():
                 if capturable:
