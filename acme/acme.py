@@ -347,11 +347,9 @@ def _leap(
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A stage, or a function of a few numbers, compiled for tensors of any length."""
-    options: dict[str, Any] = {"dynamic": True, "fullgraph": True}
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        options["recompile_limit"] = 64  # each mode and dtype is a compilation of its own
-    compiled: Callable[..., Any] = torch.compile(function, **options)
-    return compiled
+    known = inspect.signature(torch.compile).parameters
+    limit: Any = {"recompile_limit": 64} if "recompile_limit" in known else {}  # one for each mode and dtype
+    return torch.compile(function, dynamic=True, fullgraph=True, **limit)
 
 
 # Blocks --------------------------------------------------------------------------------------------------------
@@ -451,13 +449,14 @@ def _flat(tensor: Tensor) -> Tensor:
 # What surrounds an evaluation: section 6 -----------------------------------------------------------------------
 
 
-def _surroundings(modules: list[nn.Module], devices: list[torch.device], versions: Any) -> Callable[[], None]:
+def _surroundings(modules: list[nn.Module], params: list[Tensor], versions: Any) -> Callable[[], None]:
     """What puts the random generators, and the buffers of some modules, back to as they are now.
 
     A large buffer that evaluations leave as it is is copied once: `versions` has those that were seen. What cannot be
     written in place (expanded, sparse, nested, made in inference mode, not yet initialised) is put back if it was
     replaced. While a CUDA graph is captured nothing is done, which is the caller's then.
     """
+    devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
     if _is_capturing(devices):
         return lambda: None
     # mps has one generator, and takes no argument.
@@ -485,11 +484,6 @@ def _surroundings(modules: list[nn.Module], devices: list[torch.device], version
             torch._foreach_copy_([buffer for buffer, _ in changed], [copy for _, copy in changed])
 
     return restore
-
-
-def _devices(params: list[Tensor]) -> list[torch.device]:
-    """Those whose random generators count, beside the CPU's."""
-    return sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
 
 
 def _is_capturing(devices: list[torch.device]) -> bool:
@@ -528,7 +522,7 @@ class _Step:
         self.options, self.looks = self.groups[0], optimizer.looks()
         params = [param for group in self.groups for param in group["params"]]
         self.device = params[0].device if params else torch.device("cpu")  # where sums come together
-        self.devices = _devices(params)
+        self.saved = functools.partial(_surroundings, optimizer._modules, params, optimizer._versions)
         self.ranks = _ranks(optimizer._model, params, optimizer._process_group)
         self.size = 1 if self.ranks is None else dist.get_world_size(self.ranks)
         self.losses: list[Tensor] = []  # of each evaluation
@@ -541,9 +535,8 @@ class _Step:
 
     def in_order(self) -> Generator[str | None, Any, None]:
         """The step; at each `yield` of the part that is due the model is evaluated, which gives the loss."""
-        around, asam = self.optimizer._modules, self.options["asam"]
+        asam, before = self.options["asam"], self.saved()
         parts = iter([*["ascend"] * asam, *["look"] * self.looks, "leap"])
-        before = _surroundings(around, self.devices, self.optimizer._versions)
 
         def again() -> Generator[str, Any, None]:
             before()
@@ -553,13 +546,10 @@ class _Step:
 
         try:
             loss = yield next(parts)
-            several = asam or self.looks
-            after = _surroundings(around, self.devices, self.optimizer._versions) if several else before
+            after = self.saved() if asam or self.looks else before
             self.evaluated(loss)
             if not self.blocks:
-                self.optimizer.warn(
-                    "After the closure no parameter of the optimizer has a gradient: no step."
-                )
+                self.optimizer.warn("After the closure no parameter of the optimizer has a gradient: no step")
                 raise _Idle
             if asam:
                 self.to_asam_point()
@@ -635,8 +625,9 @@ class _Step:
         old = {(block.kind, *map(id, block.params)): block for block in last}
         for kind, members in kinds.items():
             block = old.get((kind, *map(id, members)))
-            fits = block is not None and block.fits(state)
-            self.blocks.append(block if fits else _Block(kind, self.groups[kind[0]], members, state))
+            if block is None or not block.fits(state):
+                block = _Block(kind, self.groups[kind[0]], members, state)
+            self.blocks.append(block)
 
     def count(self) -> None:
         """The numbers of each group, on the host where it may read: step sizes, decay rates, bias corrections."""
@@ -693,11 +684,11 @@ class _Step:
             for i in fresh.get("exp_avg", ()):
                 value = gradients[i].to(block.dtype) * (clip * (1 - beta1 if corrected else 1.0))
                 block.views["exp_avg"][i].copy_(torch.where(fine[i], value, 0))
-            factor, which = clip**2, fresh.get("exp_avg_sq", ())
+            factor, which = clip**2, fresh.get("exp_avg_sq", [])
             if block.waits:
                 later = beta2 if self.slopes and beta2 > 0 else 1.0
                 factor = factor * self.n["bc2"][block.place].to(clip.device) / later
-                which = range(len(gradients))
+                which = list(range(len(gradients)))
             for i in which:
                 view, mean = block.views["exp_avg_sq"][i], squares[i] * factor / block.params[i].numel()
                 mean = torch.where(fine[i], mean.clamp(max=torch.finfo(view.dtype).max), 0)
@@ -753,7 +744,7 @@ class _Step:
                 rows.append(torch.cat([sums, slope]))
             self.record("ahead", rows)
         if not options["capturable"] and self.device.type != "cpu":  # the one wait of a step
-            parts = torch.cat(list(self.read.values())).cpu().split(list(map(len, self.read.values())))
+            parts = torch.split(torch.cat([*self.read.values()]).cpu(), [*map(len, self.read.values())])
             self.read = dict(zip(self.read, parts, strict=True))
             self.check()
         read, first, limit = self.read, self.blocks[0].place, self.read["factors"][1]
@@ -824,10 +815,8 @@ class _Step:
         weights, one, no = self.n["size"], torch.ones_like(l0), torch.zeros_like(l0, dtype=torch.bool)
         clip, max_norm = self.read["factors"][0], self.options["max_grad_norm"]
         if not self.looks:
-            none = one * math.nan
-            return Move(one, one, none, no, no), dict(
-                l1=none, p0=none, p1=none, fine=~no, clip=clip, factor=one
-            )
+            nothing = dict.fromkeys(("l1", "p0", "p1"), one * math.nan)
+            return Move(one, one, one * math.nan, no, no), nothing | dict(fine=~no, clip=clip, factor=one)
         vector, sums, memory = self.read["ahead"], self.sums("ahead"), self.n["beta1"][self.blocks[0].place]
         l1, p0, p1 = vector[0], (sums[:, 4] * weights).sum(), (sums[:, 0] * weights).sum()
         fine = torch.isfinite(vector).all() & torch.isfinite(p0 + p1)
@@ -835,8 +824,8 @@ class _Step:
         failed = Move(0 * one, memory, one * Decision.NON_FINITE, no, no)
         move = Move(*(torch.where(fine, x, y) for x, y in zip(move, failed, strict=True)))
         if self.options["search_left"] > 0 and weights.any():
-            seen, latest = [x.item() for x in (l0, l1, p0, p1)], self.options["search_latest"]
-            target, self.searched = search(*seen, 1.0, latest)
+            seen: Any = [x.item() for x in (l0, l1, p0, p1)]
+            target, self.searched = search(*seen, 1.0, self.options["search_latest"])
             move = move._replace(step_size=target * one)
             if not self.searched or target != 1:
                 move = move._replace(length=0 * one, again=no)
@@ -912,9 +901,8 @@ class _Step:
                 group["search_left"] = 0 if self.searched else group["search_left"] - 1
                 group["search_latest"] = (factor > 1) - (factor < 1) or group["search_latest"]
             later = dict(step_size=step_size[i], reference_lr=self.n["reference_lr"][i])
-            later |= dict(
-                annealing_step=group["annealing_step"] + 1, t=torch.where(failed, 1, group["t"] + 1)
-            )
+            later["annealing_step"] = group["annealing_step"] + 1
+            later["t"] = torch.where(failed, 1, group["t"] + 1)
             for name, value in later.items():
                 if capturable:
                     group[name].copy_(torch.where(fine, value, group[name]))
@@ -986,12 +974,10 @@ class Acme(Optimizer):
             first gradient that is not all zero; published is mean(g²) of the first, so that what starts at zero (a
             head, LoRA's B) leaps by a gradient over ε with `adam`, `nesterov` and `acme`.
 
-    Raises:
-        ValueError, TypeError: an argument out of its range or of a wrong type.
-
     Parameters may be real tensors of any floating dtype, and DTensors (`fully_shard`); without a gradient they take no
     part. Averages are float32 for 16-bit parameters; sums of many elements float64 (on mps, float32). Groups search
-    along their joint direction: each keeps its ratio of step sizes, its betas and its weight decay.
+    along their joint direction: each keeps its ratio of step sizes, its betas and its weight decay. Arguments out of their
+    range raise a ValueError, those of a wrong type a TypeError.
 
     Example:
         >>> optimizer = Acme(model, acme=True, total_steps=epochs * len(loader))
@@ -1018,7 +1004,7 @@ class Acme(Optimizer):
         buffers_of: nn.Module | Iterable[nn.Module] | None = None, gain: float = 1.0,
         adapt_steps: int | None = None, search_steps: int = 0, unbiased_squares: bool = False,
     ) -> None:  # fmt: skip
-        given = locals()
+        defaults = _checked(locals())
         _need(isinstance(compile, bool), "compile", compile, "True or False", TypeError)
         self._model = model if isinstance(model, nn.Module) else None
         self._process_group, self._compile = process_group, compile
@@ -1027,7 +1013,6 @@ class Acme(Optimizer):
         self._report: Report | None = None
         self._warned: set[str] = set()
         self._forget()
-        defaults = _checked({name: given[name] for name in (*_GROUP_OPTIONS, *_SHARED_OPTIONS)})
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
 
     def _forget(self) -> None:
@@ -1054,10 +1039,8 @@ class Acme(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: "params" (tensors or ``(name, tensor)`` pairs) and any of lr, betas, epsilon, weight_decay, rho, eta.
 
-        A later group starts at its own `lr`; steps are counted for all groups together.
-
-        Raises:
-            ValueError, TypeError: an option out of range or one for the whole optimizer; no names, with `asam`.
+        A later group starts at its own `lr`; steps are counted for all groups together. ValueError or TypeError: an option
+        out of range or one for the whole optimizer; no names, with `asam`.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"Invalid parameter group: {param_group!r} (expected a dict with 'params')")
@@ -1100,11 +1083,9 @@ class Acme(Optimizer):
         Returns:
             The loss at the weights the step started from, detached.
 
-        Raises:
-            FloatingPointError: non-finite loss or gradient at the start (or at ASAM's point).
-            TypeError, ValueError, RuntimeError: a wrong closure, loss or gradient; a call by ``GradScaler.step``.
-
-        After any exception, from here or from the closure, all is as before the step, the random generators included.
+        Raises FloatingPointError where loss or gradient is not finite at the start (or at ASAM's point), TypeError, ValueError
+        or RuntimeError for a wrong closure, loss or gradient and a call by ``GradScaler.step``. After any exception, from
+        here or from the closure, all is as before the step, the random generators included.
         """
         if "grad_scale" in vars(self):
             del self.grad_scale, self.found_inf  # type: ignore[attr-defined]
@@ -1260,12 +1241,10 @@ class Acme(Optimizer):
         self._forget()
         for group in self.param_groups:
             group.setdefault("steps", group.get("annealing_step", 1))
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
-            group.update(_checked(group))
+            group.update(_checked({**self.defaults, **group}))
             _complete(group, self.param_groups[0])
         self.defaults.update({name: self.param_groups[0][name] for name in _SHARED_OPTIONS})
-        names = chain.from_iterable(group.get("param_names", [_NAMELESS]) for group in self.param_groups)
+        names = chain.from_iterable(group["param_names"] for group in self.param_groups)
         if self.defaults["asam"] and any(name.endswith(_NAMELESS) for name in names):
             raise ValueError(_NO_NAMES)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .acme import Acme, Decision, Measured, Move, Report, _devices, _surroundings, damping
+from .acme import Acme, Decision, Measured, Move, Report, _surroundings, damping
 
 __all__ = ["Found", "find_lr"]
 
@@ -95,7 +95,7 @@ def find_lr(
     weights = [param.detach().clone() for param in params]
     gradients = [(param.grad, None if param.grad is None else param.grad.clone()) for param in params]
     training = {module: module.training for root in modules for module in root.modules()}
-    restore = _surroundings(modules, _devices(params), {})
+    restore = _surroundings(modules, params, {})
     trace: list[Report] = []
     try:
         for _, closure in zip(range(steps), closures, strict=False):
