@@ -205,8 +205,6 @@ def damping(beta1: Any) -> Any:
 # size, keep = 1 - size·weight_decay, nesterov = 1 - β1 times what clips that term's gradient. Only where the host has not
 # read and decided: fine and fine_ahead, not 0 where start and look-ahead are finite; worse, where the latter is.
 
-_RATES = ("beta1", "rate1", "beta2", "root2")
-
 
 def _denominator(c: dict[str, Tensor], v: Tensor | None) -> Any:
     """D: with `adam` a tensor, else a number, or None for 1."""
@@ -219,7 +217,7 @@ def _over(x: Tensor, divisor: Any) -> Tensor:
 
 def _updated(c: dict[str, Tensor], m: Tensor, v: Any, g: Tensor, which: str = "", there: bool = False) -> Any:
     """β1·m + (1 - β1)·g' and, with `adam`, β2·v + (1 - β2)·g'²: the rates limit g. `there`: in place."""
-    beta1, rate1, beta2, root2 = (c[which + name] for name in _RATES)
+    beta1, rate1, beta2, root2 = (c[which + name] for name in ("beta1", "rate1", "beta2", "root2"))
     g = g.to(m.dtype)
     m = (m.mul_(beta1) if there else m * beta1).addcmul_(g, rate1)
     if v is not None:
@@ -295,19 +293,15 @@ def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, *, norm: bool) -> li
     return [_dot(m_over, g), _dot(m_over, m), gg, square]
 
 
-def _ascent(c: Any, v: Any, g: Tensor, w: Tensor, *, weight: bool) -> list[Tensor]:
-    """ASAM's Σ (T·s)², and Σ g·g."""
+def _climb(c: Any, w: Any, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> list[Tensor]:
+    """ASAM's Σ (T·s)², and Σ g·g; given a w, instead w ← w0 - size·T²·s, its point, with a negative size."""
     g = g.to(c["scale"].dtype)
-    s = _over(g, _denominator(c, v))
-    s = s * (w.to(g.dtype).abs() + c["eta"]) if weight else s
+    s, t = _over(g, _denominator(c, v)), w0.to(g.dtype).abs() + c["eta"] if weight else None
+    if w is not None:
+        _place(c, w, w0, s if t is None else s * t.square_())
+        return []
+    s = s if t is None else s * t
     return [_dot(s, s), _dot(g, g)]
-
-
-def _climb(c: Any, w: Tensor, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> list[Tensor]:
-    """w ← w0 - size·T²·s, ASAM's point, with a negative size."""
-    s = _over(g.to(c["scale"].dtype), _denominator(c, v))
-    _place(c, w, w0, s * (w0.to(s.dtype).abs() + c["eta"]).square_() if weight else s)
-    return []
 
 
 def _look(c: Any, w: Tensor, w0: Tensor, m: Tensor, v: Any, g: Tensor, g0: Tensor) -> list[Tensor]:
@@ -491,9 +485,8 @@ def _is_capturing(devices: list[torch.device]) -> bool:
 
 
 def _is_writable(buffer: Tensor) -> bool:
-    if isinstance(buffer, UninitializedTensorMixin) or buffer.is_inference() or buffer.is_nested:
-        return False
-    if buffer.layout is not torch.strided:
+    odd = isinstance(buffer, UninitializedTensorMixin) or buffer.is_inference() or buffer.is_nested
+    if odd or buffer.layout is not torch.strided:
         return False
     return all(s > 0 or n < 2 for n, s in zip(buffer.shape, buffer.stride(), strict=True))
 
@@ -591,8 +584,7 @@ class _Step:
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
         if value.numel() != 1 or value.is_complex():
             raise ValueError(f"Invalid loss: {tuple(value.shape)}, {value.dtype} (expected one real number)")
-        there = torch.empty((), dtype=_sum_dtype(self.device), device=self.device)
-        self.losses.append(there.copy_(_local(value).reshape(())))
+        self.losses.append(_local(value).reshape(()).to(self.device, _sum_dtype(self.device), copy=True))
         if len(self.losses) == 1:
             self.divide()
             self.count()
@@ -699,14 +691,13 @@ class _Step:
         n, rows = self.n | {"size": -self.n["rho"]}, []
         self.keep_weights()
         for block in self.blocks:
-            flats: Any = block.averages[1], block.take("start", self.looks), block.rooms["weights"]
-            rows.append(self.run(_ascent, block, n, *flats, weight=block.weight))
+            flats: Any = block.rooms["weights"], block.averages[1], block.take("start", self.looks)
+            rows.append(self.run(_climb, block, n, None, *flats, weight=block.weight))
         self.record("start", rows)
         scaled = {"size": 1 / (self.sums("start")[:, 0].sum().sqrt() + ASAM_FLOOR)}
         for block in self.blocks:
-            v, g = block.averages[1], block.gradient["start"]
-            flats = block.target("latest"), block.rooms["weights"], v, g
-            self.run(_climb, block, n, *flats, scaled=scaled, weight=block.weight)
+            flats = block.rooms["weights"], block.averages[1], block.gradient["start"]
+            self.run(_climb, block, n, block.target("latest"), *flats, scaled=scaled, weight=block.weight)
             block.write("latest")
 
     def take_gradient(self) -> None:
@@ -824,8 +815,8 @@ class _Step:
         failed = Move(0 * one, memory, one * Decision.NON_FINITE, no, no)
         move = Move(*(torch.where(fine, x, y) for x, y in zip(move, failed, strict=True)))
         if self.options["search_left"] > 0 and weights.any():
-            seen: Any = [x.item() for x in (l0, l1, p0, p1)]
-            target, self.searched = search(*seen, 1.0, self.options["search_latest"])
+            latest = self.options["search_latest"]
+            target, self.searched = search(l0.item(), l1.item(), p0.item(), p1.item(), 1.0, latest)
             move = move._replace(step_size=target * one)
             if not self.searched or target != 1:
                 move = move._replace(length=0 * one, again=no)
