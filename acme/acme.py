@@ -293,13 +293,12 @@ def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, *, norm: bool) -> li
     return [_dot(m_over, g), _dot(m_over, m), gg, square]
 
 
-def _climb(c: Any, w: Any, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> list[Tensor]:
+def _climb(c: Any, w: Any, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> Any:
     """ASAM's Σ (T·s)², and Σ g·g; given a w, instead w ← w0 - size·T²·s, its point, with a negative size."""
     g = g.to(c["scale"].dtype)
     s, t = _over(g, _denominator(c, v)), w0.to(g.dtype).abs() + c["eta"] if weight else None
     if w is not None:
-        _place(c, w, w0, s if t is None else s * t.square_())
-        return []
+        return _place(c, w, w0, s if t is None else s * t.square_())
     s = s if t is None else s * t
     return [_dot(s, s), _dot(g, g)]
 
@@ -313,9 +312,7 @@ def _look(c: Any, w: Tensor, w0: Tensor, m: Tensor, v: Any, g: Tensor, g0: Tenso
     return [slope]
 
 
-def _leap(
-    c: Any, w: Tensor, w0: Any, m: Tensor, v: Any, g: Any, g0: Any, g1: Any, *, bounded: bool
-) -> list[Tensor]:
+def _leap(c: Any, w: Tensor, w0: Any, m: Tensor, v: Any, g: Any, g0: Any, g1: Any, *, bounded: bool) -> None:
     """The averages updated with g and with the second gradient g1; w ← (w0 - size·d)·keep, the next weights.
 
     w0 of None is w. Nesterov's term takes g0 or g1: the one that is there, of both by `worse`.
@@ -335,7 +332,6 @@ def _leap(
         w.copy_(w0)
     if g1 is not None:
         _updated(c, m, v, g1, "again_", there=True)
-    return []
 
 
 @functools.cache
@@ -370,7 +366,6 @@ class _Block:
         self.entries: list[tuple[Tensor, str, Any]] = []  # what `state` holds: parameter, name, average
         self.fresh: dict[str, list[int]] = {}  # whose averages have not begun
         self.waits = group["unbiased_squares"]  # whether some squared average has only seen zeros
-        self.gradient: dict[str, Tensor] = {}  # at the "start", of the "first" update, and "ahead"
         for key in _AVERAGES[: 1 + group["adam"]]:
             self.room(key, self.dtype)
             for i, (param, view) in enumerate(zip(params, self.views[key], strict=True)):
@@ -418,8 +413,7 @@ class _Block:
         """The gradient as one dimension; with `keep` it outlives the next evaluation."""
         found = self.gradients()
         there = self.alone and not keep and found[0].stride() == self.forms[0][1]
-        self.gradient[name] = _flat(found[0]) if there else self.gather(name if keep else "latest", found)
-        return self.gradient[name]
+        return _flat(found[0]) if there else self.gather(name if keep else "latest", found)
 
     def target(self, room: str) -> Tensor:
         """Where a stage puts weights: where they lie, or a room from which `write` puts them back."""
@@ -522,7 +516,10 @@ class _Step:
         self.blocks: list[_Block] = []  # of the parameters that take part
         self.read: dict[str, Tensor] = {}  # what is to be read: losses and sums, of all ranks
         self.limit: dict[str, Tensor] = {}  # what `read` does to numbers of the first update
-        self.slopes: list[Tensor] = []  # Σ d·g0 of each block
+        self.g: list[Tensor] = []  # of each block the gradient in the first update,
+        self.g0: list[Tensor] = []  # at the start, which is another with `asam`,
+        self.g1: list[Tensor] = []  # at the look-ahead,
+        self.slopes: list[Tensor] = []  # and Σ d·g0
         self.gradients: list[Any] = []  # at the start, and their versions: for `watchers`
         self.work = self.in_order()
 
@@ -562,9 +559,6 @@ class _Step:
                 # A scaler's books have the old ones until its next update, under their ids.
                 self.optimizer._scaled = [SimpleNamespace() for _ in range(3)]
                 raise
-        finally:
-            for block in self.blocks:
-                block.gradient = {}
         if self.idle:
             self.tell()
             for part in parts:  # a loop in parts evaluates all the same
@@ -691,13 +685,14 @@ class _Step:
         n, rows = self.n | {"size": -self.n["rho"]}, []
         self.keep_weights()
         for block in self.blocks:
-            flats: Any = block.rooms["weights"], block.averages[1], block.take("start", self.looks)
-            rows.append(self.run(_climb, block, n, None, *flats, weight=block.weight))
+            self.g0.append(block.take("start", self.looks))
+            flats: Any = None, block.rooms["weights"], block.averages[1], self.g0[-1]
+            rows.append(self.run(_climb, block, n, *flats, weight=block.weight))
         self.record("start", rows)
         scaled = {"size": 1 / (self.sums("start")[:, 0].sum().sqrt() + ASAM_FLOOR)}
-        for block in self.blocks:
-            flats = block.rooms["weights"], block.averages[1], block.gradient["start"]
-            self.run(_climb, block, n, block.target("latest"), *flats, scaled=scaled, weight=block.weight)
+        for block, g0 in zip(self.blocks, self.g0, strict=True):
+            flats = block.target("latest"), block.rooms["weights"], block.averages[1], g0
+            self.run(_climb, block, n, *flats, scaled=scaled, weight=block.weight)
             block.write("latest")
 
     def take_gradient(self) -> None:
@@ -705,9 +700,9 @@ class _Step:
         max_norm, rows = self.options["max_grad_norm"], []
         norm = max_norm is not None or bool(self.options["acme"] and self.optimizer.watchers)
         for block in self.blocks:
-            g = block.take("first", self.looks)
-            rows.append(self.run(_sums, block, self.n, *block.averages, g, None, norm=norm))
-            block.gradient.setdefault("start", g)
+            self.g.append(block.take("first", self.looks))
+            rows.append(self.run(_sums, block, self.n, *block.averages, self.g[-1], None, norm=norm))
+        self.g0 = self.g0 or self.g
         self.record("first", rows)
         beta1 = _sent(self.n["beta1"], self.device)
         factors = self.read["factors"] = self.optimizer._call(_limit, beta1, self.sums("first"), max_norm)
@@ -716,9 +711,8 @@ class _Step:
     def to_look_ahead(self) -> None:
         """To the look-ahead point, along the averages as they will be; the slope at the start."""
         self.keep_weights()
-        for block in self.blocks:
-            gradients = block.gradient["first"], block.gradient["start"]
-            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages, *gradients
+        for block, g, g0 in zip(self.blocks, self.g, self.g0, strict=True):
+            flats: Any = block.target("latest"), block.rooms["weights"], *block.averages, g, g0
             self.slopes.append(self.run(_look, block, self.n, *flats, scaled=self.limit))
             block.write("latest")
         if self.options["steps"] < 10:
@@ -729,8 +723,9 @@ class _Step:
         options, n = self.options, self.n
         if self.looks:
             rows, norm = [], options["max_grad_norm"] is not None
-            for block, slope in zip(self.blocks, self.slopes, strict=True):
-                flats: Any = *block.averages, block.gradient["first"], block.take("ahead", False)
+            for block, g, slope in zip(self.blocks, self.g, self.slopes, strict=True):
+                self.g1.append(block.take("ahead", False))
+                flats: Any = *block.averages, g, self.g1[-1]
                 sums = self.run(_sums, block, n, *flats, scaled=self.limit, norm=norm)
                 rows.append(torch.cat([sums, slope]))
             self.record("ahead", rows)
@@ -765,7 +760,7 @@ class _Step:
         else:
             pieces = (repeat(None) if flat is None else flat.split(block.piece) for flat in flats)
             rows = [stage(c, *piece, **how) for piece in zip(*pieces, strict=False)]
-        sums = list(chain.from_iterable(rows))
+        sums = [x for row in rows for x in row or ()]
         return torch.stack(sums).view(len(rows), -1).sum(0, dtype=_sum_dtype(block.device)) if sums else None
 
     def record(self, name: str, rows: list[Tensor]) -> None:
@@ -848,9 +843,11 @@ class _Step:
             numbers |= {which + name: where(happens, n[name] * factor, 0) for name in ("rate1", "root2")}
         if not host:
             numbers |= dict(fine=fine * one, fine_ahead=ahead["fine"] * one, worse=move.worse * one)
-        needs_g0 = nesterov and not (host and looks and not move.worse)
-        needs_g1 = looks and (not host or bool(again) or (nesterov and not move.worse))
-        for block in self.blocks:
+        with_g0 = nesterov and not (host and looks and not move.worse)
+        with_g1 = looks and (not host or bool(again) or (nesterov and not move.worse))
+        g0s: Any = (self.g0 if looks else self.g) if with_g0 else repeat(None)
+        g1s: Any = self.g1 if with_g1 else repeat(None)
+        for block, g, g0, g1 in zip(self.blocks, self.g, g0s, g1s, strict=False):
             mine = dict(numbers)
             if host and not n["applied"][block.place]:
                 del mine["size"]
@@ -859,11 +856,9 @@ class _Step:
             if not (self.moved or block.alone):
                 block.gather("weights", block.locals)
             kept = block.rooms["weights"] if self.moved and block.alone else None
-            g0 = block.gradient["start" if looks else "first"] if needs_g0 else None
-            gradients = block.gradient["first"], g0, block.gradient["ahead"] if needs_g1 else None
             # Nesterov's term takes a gradient without a limit, and 16 bits hold little.
             bounded = self.options["acme"] and (nesterov or block.locals[0].dtype != block.dtype)
-            flats = block.target("weights"), kept, *block.averages, *gradients
+            flats: Any = block.target("weights"), kept, *block.averages, g, g0, g1
             self.run(_leap, block, mine, *flats, bounded=bounded)
             block.write("weights")
 
