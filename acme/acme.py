@@ -29,8 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
-from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Acme", "Adaptation", "Decision", "Measured", "Move", "Report", "adapt", "search"]
@@ -56,7 +55,7 @@ _AVERAGES = ("exp_avg", "exp_avg_sq")  # m and v in `state`
 
 
 class Decision(IntEnum):
-    """How the step size of a step was found, from the two losses and slopes: the rows of `_table`."""
+    """How the step size of a step was found, from the two losses and slopes: the rows of `adapt`."""
 
     NON_FINITE = -1  #: a loss or gradient is not finite: the step is not taken
     UNCLEAR = 0  #: the two losses are too close to tell
@@ -129,14 +128,9 @@ def adapt(l0: Any, l1: Any, p0: Any, p1: Any, alpha: Any, beta1: Any) -> Adaptat
     Returns:
         Finite numbers (tensors, of tensors); the minimiser of the cubic lies strictly inside (0, alpha).
     """
-    if isinstance(l0, Tensor):
-        return Adaptation(*_table(l0, l1, p0, p1, alpha, beta1))
-    target, step, code = _table(*torch.tensor([l0, l1, p0, p1, alpha, beta1], dtype=torch.float64).unbind())
-    return Adaptation(target.item(), step.item(), Decision(int(code)))
-
-
-def _table(l0: Tensor, l1: Tensor, p0: Tensor, p1: Tensor, alpha: Tensor, beta1: Tensor) -> list[Tensor]:
-    """The table of `adapt`: every row computed, the first whose condition holds chosen."""
+    if not isinstance(l0, Tensor):
+        found = adapt(*torch.tensor([l0, l1, p0, p1, alpha, beta1], dtype=torch.float64).unbind())
+        return Adaptation(found.target.item(), found.step.item(), Decision(int(found.decision)))
     better, worse, zero = l1 <= l0, l1 > l0, torch.zeros_like(alpha)
     clear = (l0 - l1).abs() > torch.maximum(l0, l1) * CLEAR_DIFFERENCE
     stay, slope = torch.where(better, alpha, zero), torch.maximum(p0.abs(), p1.abs())
@@ -156,7 +150,7 @@ def _table(l0: Tensor, l1: Tensor, p0: Tensor, p1: Tensor, alpha: Tensor, beta1:
     ratio = (p1 / p0).clamp(max=_LARGEST)
     grow = torch.minimum(alpha * (1 + ratio), alpha * (2 - beta1) / (1 - beta1))
     shrink = torch.maximum(-alpha * ratio, alpha * (0.5 - beta1) / (1 - beta1))
-    rows = [  # condition, target τ, step σ, in the order of the codes
+    rows = [  # condition, target τ, step σ, in the order of the codes: the first whose condition holds is chosen
         (~clear, torch.where(better, 2 * alpha, alpha), stay),
         (better & (p0 > 0) & (p1 < 0), cubic, cubic),
         (worse & (p0 > 0) & (p1 < 0), cubic, cubic),
@@ -169,7 +163,7 @@ def _table(l0: Tensor, l1: Tensor, p0: Tensor, p1: Tensor, alpha: Tensor, beta1:
     for code in reversed(range(len(rows))):
         condition, target, step = rows[code]
         chosen = torch.where(condition, torch.stack([target, step, zero + code]), chosen)
-    return list(chosen.clamp(-_LARGEST, _LARGEST).unbind())
+    return Adaptation(*chosen.clamp(-_LARGEST, _LARGEST).unbind())
 
 
 def search(l0: float, l1: float, p0: float, p1: float, alpha: float, latest: int = 0) -> tuple[float, bool]:
@@ -206,13 +200,10 @@ def damping(beta1: Any) -> Any:
 # read and decided: fine and fine_ahead, not 0 where start and look-ahead are finite; worse, where the latter is.
 
 
-def _denominator(c: dict[str, Tensor], v: Tensor | None) -> Any:
-    """D: with `adam` a tensor, else a number, or None for 1."""
-    return c.get("correction") if v is None else v.sqrt().mul_(c["scale"]).add_(c["epsilon"])
-
-
-def _over(x: Tensor, divisor: Any) -> Tensor:
-    return x if divisor is None else x / divisor
+def _over(c: dict[str, Tensor], v: Tensor | None, *xs: Tensor) -> list[Tensor]:
+    """x / D for each x; with `adam` D is a tensor, else a number or 1."""
+    divisor = c.get("correction") if v is None else v.sqrt().mul_(c["scale"]).add_(c["epsilon"])
+    return list(xs) if divisor is None else [x / divisor for x in xs]
 
 
 def _updated(c: dict[str, Tensor], m: Tensor, v: Any, g: Tensor, which: str = "", there: bool = False) -> Any:
@@ -286,17 +277,16 @@ def _sums(c: Any, m: Tensor, v: Any, g: Tensor, ahead: Any, *, norm: bool) -> li
     if ahead is not None:
         m, v = _updated(c, m, v, g)
     g = (g if ahead is None else ahead).to(m.dtype)
-    divisor = _denominator(c, v)
-    m_over, g_over = _over(m, divisor), _over(g, divisor)
+    m_over, g_over = _over(c, v, m, g)
     gg = _dot(g_over, g)
-    square = torch.zeros_like(gg) if not norm else gg if divisor is None else _dot(g, g)
+    square = torch.zeros_like(gg) if not norm else gg if g_over is g else _dot(g, g)
     return [_dot(m_over, g), _dot(m_over, m), gg, square]
 
 
 def _climb(c: Any, w: Any, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> Any:
     """ASAM's Σ (T·s)², and Σ g·g; given a w, instead w ← w0 - size·T²·s, its point, with a negative size."""
     g = g.to(c["scale"].dtype)
-    s, t = _over(g, _denominator(c, v)), w0.to(g.dtype).abs() + c["eta"] if weight else None
+    [s], t = _over(c, v, g), w0.to(g.dtype).abs() + c["eta"] if weight else None
     if w is not None:
         return _place(c, w, w0, s if t is None else s * t.square_())
     s = s if t is None else s * t
@@ -306,7 +296,7 @@ def _climb(c: Any, w: Any, w0: Tensor, v: Any, g: Tensor, *, weight: bool) -> An
 def _look(c: Any, w: Tensor, w0: Tensor, m: Tensor, v: Any, g: Tensor, g0: Tensor) -> list[Tensor]:
     """w ← w0 - α·d; Σ d·g0."""
     m, v = _updated(c, m, v, g)
-    direction = _over(m, _denominator(c, v))
+    [direction] = _over(c, v, m)
     slope = _dot(direction, g0.to(m.dtype))
     _place(c, w, w0, direction)
     return [slope]
@@ -327,7 +317,8 @@ def _leap(c: Any, w: Tensor, w0: Any, m: Tensor, v: Any, g: Any, g0: Any, g1: An
         if "nesterov" in c:
             other = g1 if g0 is None else g0 if g1 is None else torch.where(c["worse"] != 0, g0, g1)
             direction = (m * c["beta1"]).addcmul_(other.to(m.dtype), c["nesterov"])
-        _place(c, w, w0, _over(direction, _denominator(c, v)), bounded)
+        [direction] = _over(c, v, direction)
+        _place(c, w, w0, direction, bounded)
     elif w0 is not w:
         w.copy_(w0)
     if g1 is not None:
@@ -910,11 +901,9 @@ class _Step:
 
 
 def _report(numbers: Tensor, looks: bool, evaluations: int) -> Report:
-    l0, l1, p0, p1, code, alpha, applied, limit = numbers.tolist()
-    decision = None if math.isnan(code) else Decision(int(code))
-    if not looks:
-        l1 = p0 = p1 = None
-    return Report(l0, l1, p0, p1, decision, alpha, applied, limit, evaluations)
+    l0, l1, p0, p1, code, *others = numbers.tolist()
+    seen = (l1, p0, p1) if looks else (None, None, None)
+    return Report(l0, *seen, None if math.isnan(code) else Decision(int(code)), *others, evaluations)
 
 
 # The optimizer: section 1 ---------------------------------------------------------------------------------------
@@ -1138,7 +1127,7 @@ class Acme(Optimizer):
 
         The tensors are float64; with `capturable` they are on the parameters' device, and may not be read.
         """
-        target, step, decision = self._call(_table, *seen)
+        target, step, decision = self._call(adapt, *seen)
         worse, step_size = seen.l1 > seen.l0, seen.beta1 * seen.alpha + (1 - seen.beta1) * target
         return Move(torch.where(worse, step, seen.alpha), step_size, decision, worse, seen.l1 < seen.l0)
 
@@ -1203,13 +1192,14 @@ class Acme(Optimizer):
         loaded: dict[str, Any] = {}
 
         def restore(_: Optimizer) -> None:
-            saved = [index for group in loaded["param_groups"] for index in group["params"]]
-            params = [param for group in self.param_groups for param in group["params"]]
+            saved = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
             for index, param in zip(saved, params, strict=True):
                 form = dict(device=param.device, dtype=_state_dtype(param.dtype), copy=True)
-                found = [(k, x) for k, x in loaded["state"].get(index, {}).items() if isinstance(x, Tensor)]
-                if found:
-                    self.state[param] = {key: value.detach().to(**form) for key, value in found}
+                entry = loaded["state"].get(index, {}).items()
+                averages = {key: x.detach().to(**form) for key, x in entry if isinstance(x, Tensor)}
+                if averages:
+                    self.state[param] = averages
 
         # Behind the user's own hooks before, so as to see what is really loaded, and ahead of those after.
         before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
