@@ -55,7 +55,7 @@ _AVERAGES = ("exp_avg", "exp_avg_sq")  # m and v in `state`
 
 
 class Decision(IntEnum):
-    """How the step size of a step was found, from the two losses and slopes: the rows of `adapt`."""
+    """How the step size of a step was found, from the two losses and slopes: the rows of `adapt`'s table."""
 
     NON_FINITE = -1  #: a loss or gradient is not finite: the step is not taken
     UNCLEAR = 0  #: the two losses are too close to tell
@@ -429,11 +429,11 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _surroundings(modules: list[nn.Module], params: list[Tensor], versions: Any) -> Callable[[], None]:
-    """What puts the random generators, and the buffers of some modules, back to as they are now.
+    """Note the random generators and the modules' buffers; returns what puts them back.
 
     A large buffer that evaluations leave as it is is copied once: `versions` has those that were seen. What cannot be
     written in place (expanded, sparse, nested, made in inference mode, not yet initialised) is put back if it was
-    replaced. While a CUDA graph is captured nothing is done, which is the caller's then.
+    replaced. While a CUDA graph is captured all this is the caller's.
     """
     devices = sorted({p.device for p in params if p.device.type not in ("cpu", "meta")}, key=str)
     if _is_capturing(devices):
@@ -484,7 +484,7 @@ class _Idle(Exception):
 
 
 class _Step:
-    """A step in progress, from top to bottom `in_order`; all its evaluations see the same random numbers and buffers.
+    """A step in progress: `in_order` is section 4. All its evaluations see the same random numbers and buffers.
 
     Averages, step sizes and counters change at the end only, when all is known; until then an exception, here or in an
     evaluation, leaves nothing but weights, buffers and generators to be put back.
@@ -514,6 +514,7 @@ class _Step:
         self.gradients: list[Any] = []  # at the start, and their versions: for `watchers`
         self.work = self.in_order()
 
+    @torch.no_grad()
     def in_order(self) -> Generator[str | None, Any, None]:
         """The step; at each `yield` of the part that is due the model is evaluated, which gives the loss."""
         asam, before = self.options["asam"], self.saved()
@@ -542,8 +543,7 @@ class _Step:
             self.to_next_weights()
         except BaseException as error:
             for block in self.blocks if self.moved else ():
-                with torch.no_grad():
-                    block.write("weights", back=True)
+                block.write("weights", back=True)
             self.idle = isinstance(error, _Idle)
             if not self.idle:
                 before()
@@ -573,7 +573,7 @@ class _Step:
         if len(self.losses) == 1:
             self.divide()
             self.count()
-        if any(block.waits or (block.fresh and len(self.losses) == 1) for block in self.blocks):
+        if any(block.waits or block.fresh for block in self.blocks):
             self.begin()
 
     def divide(self) -> None:
@@ -592,8 +592,7 @@ class _Step:
         for place, group in zip(places, self.groups, strict=True):
             for name, param in zip(group["param_names"], group["params"], strict=True):
                 if param.grad is not None:
-                    _check_parameter(param)
-                    _check_averages(name, param, state.get(param, {}))
+                    _check_parameter(param, name, state.get(param))
                     local, weight = _local(param), group["asam"] and "weight" in name
                     large = local.device.type == "cpu" and local.numel() >= ALONE
                     alone = id(param) if large and _dense_stride(local) == local.stride() else None
@@ -646,7 +645,7 @@ class _Step:
         With `unbiased_squares` the squared ones at the first that is not zero, in whichever evaluation; at the
         look-ahead so that they are there after the first update, in which all their gradients are zero.
         """
-        norms, corrected, start = [], self.options["bias_correction"], len(self.losses) == 1
+        norms, corrected = [], self.options["bias_correction"]
         for block in self.blocks:
             found = torch._foreach_norm(block.gradients(), 2, dtype=_sum_dtype(block.device))
             norms.append((torch.stack(found).square() * block.share).to(self.device))
@@ -657,8 +656,8 @@ class _Step:
         clip = _clip(vector.sum(), self.options["max_grad_norm"])
         for block, squares in zip(self.blocks, parts, strict=True):
             (beta1, beta2), gradients, fine = block.group["betas"], block.gradients(), torch.isfinite(squares)
-            fresh: dict[str, list[int]] = block.fresh if start else {}
-            for i in fresh.get("exp_avg", ()):
+            fresh, block.fresh = block.fresh, {}
+            for i in fresh.get("exp_avg", []):
                 value = gradients[i].to(block.dtype) * (clip * (1 - beta1 if corrected else 1.0))
                 block.views["exp_avg"][i].copy_(torch.where(fine[i], value, 0))
             factor, which = clip**2, fresh.get("exp_avg_sq", [])
@@ -857,7 +856,6 @@ class _Step:
         """The averages become the optimizer's state, step sizes and counters those of the next step."""
         optimizer, state, capturable = self.optimizer, self.optimizer.state, self.options["capturable"]
         for block in self.blocks:
-            block.fresh = {}
             for param, key, entry in block.entries:
                 state[param][key] = entry
             if block.waits and not capturable:
@@ -901,9 +899,11 @@ class _Step:
 
 
 def _report(numbers: Tensor, looks: bool, evaluations: int) -> Report:
-    l0, l1, p0, p1, code, *others = numbers.tolist()
-    seen = (l1, p0, p1) if looks else (None, None, None)
-    return Report(l0, *seen, None if math.isnan(code) else Decision(int(code)), *others, evaluations)
+    l0, l1, p0, p1, code, alpha, applied, limit = numbers.tolist()
+    if not looks:
+        l1 = p0 = p1 = None
+    decision = None if math.isnan(code) else Decision(int(code))
+    return Report(l0, l1, p0, p1, decision, alpha, applied, limit, evaluations)
 
 
 # The optimizer: section 1 ---------------------------------------------------------------------------------------
@@ -1017,14 +1017,14 @@ class Acme(Optimizer):
         A later group starts at its own `lr`; steps are counted for all groups together. ValueError or TypeError: an option
         out of range or one for the whole optimizer; no names, with `asam`.
         """
-        if not isinstance(param_group, dict):
-            raise TypeError(f"Invalid parameter group: {param_group!r} (expected a dict with 'params')")
+        fine = isinstance(param_group, dict)
+        _need(fine, "parameter group", param_group, "a dict with 'params'", TypeError)
         _refuse_foreign(param_group, "a parameter group")
         group = dict(param_group)  # the caller's dict stays as it is, usable for another optimizer
         group.update(_checked({**self.defaults, **group}))
         for name in _SHARED_OPTIONS:
-            if group[name] != self.defaults[name]:
-                raise ValueError(f"Invalid {name} in a parameter group: {group[name]!r} (pass it to Acme)")
+            same, expected = group[name] == self.defaults[name], f"{self.defaults[name]}, as passed to Acme"
+            _need(same, f"{name} in a parameter group", group[name], expected)
         if not isinstance(group["params"], set):  # which torch refuses
             given = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
             if group["asam"] and not ("param_names" in group or all(isinstance(p, tuple) for p in given)):
@@ -1044,7 +1044,6 @@ class Acme(Optimizer):
 
     # The step, to whoever takes it -------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self, closure: Any = None, scaler: torch.amp.GradScaler | None = None) -> Any:
         """One step: 1 evaluation of `closure`, +1 with `asam`, +1 with `acme` where it looks ahead.
 
@@ -1067,8 +1066,7 @@ class Acme(Optimizer):
             raise RuntimeError(_SCALED)
         if closure is None:
             return self._create_state()
-        if not callable(closure):
-            raise TypeError(f"Invalid closure: {closure!r} (expected a function that returns the loss)")
+        _need(callable(closure), "closure", closure, "a function that returns the loss", TypeError)
         evaluate = torch.enable_grad()(closure)
         with self._in_progress(scaler) as step:
             loss = evaluate()
@@ -1154,7 +1152,6 @@ class Acme(Optimizer):
             self._step = None
             torch.clear_autocast_cache()
 
-    @torch.no_grad()
     def _go_on(self, part: str | None, loss: Any) -> None:
         """Do the part that is due, with the loss of the evaluation before it."""
         step = self._step
@@ -1343,17 +1340,14 @@ _NO_NAMES = (
 )
 
 
-def _check_parameter(param: Tensor) -> None:
+def _check_parameter(param: Any, name: str = "", state: Any = None) -> None:
+    """With `state`, its averages, too: they have to be of the parameter's shape."""
     if getattr(param, "_fsdp_flattened", False) or type(param).__name__ == "FlatParameter":
         raise TypeError("Invalid parameter: of FullyShardedDataParallel (FSDP1; use fully_shard)")
     if isinstance(param, Tensor) and param.requires_grad and not param.is_floating_point():
         raise TypeError(f"Invalid parameter: {param.dtype} (expected a real floating dtype, or a frozen one)")
-
-
-def _check_averages(name: str, param: Tensor, state: dict[str, Any]) -> None:
-    form = param.shape, _state_dtype(param.dtype)
-    for key, average in state.items():
-        if key in _AVERAGES and (average.shape, average.dtype) != form:
+    for key, average in (state or {}).items():
+        if key in _AVERAGES and (average.shape, average.dtype) != (param.shape, _state_dtype(param.dtype)):
             raise ValueError(
                 f"Invalid state {key!r} of parameter {name}, of shape {tuple(param.shape)} and dtype {param.dtype}: it "
                 f"has {tuple(average.shape)} and {average.dtype} (convert it along, or make a new optimizer)"
