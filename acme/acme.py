@@ -507,10 +507,10 @@ class _Step:
         self.blocks: list[_Block] = []  # of the parameters that take part
         self.read: dict[str, Tensor] = {}  # what is to be read: losses and sums, of all ranks
         self.limit: dict[str, Tensor] = {}  # what `read` does to numbers of the first update
-        self.g: list[Tensor] = []  # of each block the gradient in the first update,
-        self.g0: list[Tensor] = []  # at the start, which is another with `asam`,
-        self.g1: list[Tensor] = []  # at the look-ahead,
-        self.slopes: list[Tensor] = []  # and Σ d·g0
+        self.g: list[Tensor] = []  # each block's gradient of the first update,
+        self.g0: list[Tensor] = []  # that at the start (another one with `asam`),
+        self.g1: list[Tensor] = []  # that at the look-ahead,
+        self.slopes: list[Tensor] = []  # and its Σ d·g0
         self.gradients: list[Any] = []  # at the start, and their versions: for `watchers`
         self.work = self.in_order()
 
@@ -951,8 +951,8 @@ class Acme(Optimizer):
 
     Parameters may be real tensors of any floating dtype, and DTensors (`fully_shard`); without a gradient they take no
     part. Averages are float32 for 16-bit parameters; sums of many elements float64 (on mps, float32). Groups search
-    along their joint direction: each keeps its ratio of step sizes, its betas and its weight decay. Arguments out of their
-    range raise a ValueError, those of a wrong type a TypeError.
+    along their joint direction: each keeps its ratio of step sizes, its betas and its weight decay. An argument out of
+    its range is a ValueError, one of a wrong type a TypeError.
 
     Example:
         >>> optimizer = Acme(model, acme=True, total_steps=epochs * len(loader))
@@ -1014,8 +1014,8 @@ class Acme(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: "params" (tensors or ``(name, tensor)`` pairs) and any of lr, betas, epsilon, weight_decay, rho, eta.
 
-        A later group starts at its own `lr`; steps are counted for all groups together. ValueError or TypeError: an option
-        out of range or one for the whole optimizer; no names, with `asam`.
+        A later group starts at its own `lr`; steps are counted for all groups together. An option out of range or for the
+        whole optimizer, or no names with `asam`, are a ValueError or TypeError.
         """
         fine = isinstance(param_group, dict)
         _need(fine, "parameter group", param_group, "a dict with 'params'", TypeError)
@@ -1057,9 +1057,9 @@ class Acme(Optimizer):
         Returns:
             The loss at the weights the step started from, detached.
 
-        Raises FloatingPointError where loss or gradient is not finite at the start (or at ASAM's point), TypeError, ValueError
-        or RuntimeError for a wrong closure, loss or gradient and a call by ``GradScaler.step``. After any exception, from
-        here or from the closure, all is as before the step, the random generators included.
+        Raises FloatingPointError where loss or gradient is not finite at the start (or at ASAM's point); TypeError,
+        ValueError or RuntimeError for a wrong closure, loss or gradient, or a call by ``GradScaler.step``. After any
+        exception, from here or from the closure, all is as before the step, the random generators included.
         """
         if "grad_scale" in vars(self):
             del self.grad_scale, self.found_inf  # type: ignore[attr-defined]
@@ -1341,7 +1341,7 @@ _NO_NAMES = (
 
 
 def _check_parameter(param: Any, name: str = "", state: Any = None) -> None:
-    """With `state`, its averages, too: they have to be of the parameter's shape."""
+    """Refuse a parameter of a wrong kind, or averages in its `state` of another shape or dtype than it wants."""
     if getattr(param, "_fsdp_flattened", False) or type(param).__name__ == "FlatParameter":
         raise TypeError("Invalid parameter: of FullyShardedDataParallel (FSDP1; use fully_shard)")
     if isinstance(param, Tensor) and param.requires_grad and not param.is_floating_point():
