@@ -986,18 +986,18 @@ class Acme(Optimizer):
         buffers_of = self._model or [] if buffers_of is None else buffers_of
         self._modules = [buffers_of] if isinstance(buffers_of, nn.Module) else list(buffers_of)
         self._report: Report | None = None
-        self._warned: set[str] = set()
         self._forget()
         super().__init__(model.named_parameters() if isinstance(model, nn.Module) else model, defaults)
 
     def _forget(self) -> None:
-        """Begin what is remembered from step to step, but not in a state dict."""
+        """Begin what is remembered from step to step, but not in a state dict or a copy."""
         self._step: _Step | None = None  # in progress
         self._blocks: list[_Block] = []  # of the last step
         self._divided: list[int] = []  # which groups are equal in it, and whose gradients it had
         self._outcome: tuple[Tensor, bool, int] | None = None  # with `capturable`, what `report` reads
         self._versions: Any = WeakTensorKeyDictionary()  # of large buffers, when last seen
         self._scaled: list[Any] = [SimpleNamespace() for _ in range(3)]  # what a GradScaler unscales
+        self._warned: set[str] = vars(self).get("_warned", set())
 
     @property
     def report(self) -> Report | None:
@@ -1204,7 +1204,7 @@ class Acme(Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_modules", "_process_group", "_compile", "_report", "_warned")
+        own = ("_model", "_modules", "_process_group", "_compile", "_report")
         return {**super().__getstate__(), **{name: vars(self)[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
