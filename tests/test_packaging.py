@@ -145,7 +145,7 @@ def test_contents(built) -> None:
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     assert wheel.name.startswith("acme_optimizer-") and wheel.name.endswith("-py3-none-any.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
-    modules = ("__init__.py", "acme.py", "averaging.py", "find_lr.py", "watch.py", "py.typed")
+    modules = ("__init__.py", "acme.py", "averaging.py", "closures.py", "find_lr.py", "watch.py", "py.typed")
     assert names == {f"acme/{name}" for name in modules}
     with tarfile.open(sdist) as archive:
         members = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}

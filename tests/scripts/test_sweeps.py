@@ -505,7 +505,7 @@ def test_peers_lists_every_method_from_the_default_outwards(preset: str, seeds: 
 def test_small_lists_tuned_learning_rates_beside_a_step_size_that_is_kept() -> None:
     table = [config(command) for command in listed("table", PRESET="small")]
     configs = [config(command) for command in listed("kept", PRESET="small")]
-    assert len({c.output for c in table}) == 16 and len({c.output for c in configs}) == len(configs) == 27
+    assert len({c.output for c in table}) == 16 and len({c.output for c in configs}) == len(configs) == 29
     for c in [*table, *configs]:
         c.check()
         assert (c.model, c.depth, c.width_alpha, c.train_images, c.validation) == ("WRN", 4, 1, None, 0)
@@ -518,7 +518,8 @@ def test_small_lists_tuned_learning_rates_beside_a_step_size_that_is_kept() -> N
     }
     assert tuned == {
         *(("sgd", lr) for lr in (1, 3, 10, 30)), *(("adam", lr) for lr in (0.003, 0.01, 0.03)),
-        *(("sgd", lr) for lr in (5.393, 15.56, 0.1024)), *(("adam", lr) for lr in (0.01262, 0.01024, 0.0002984)),
+        *(("sgd", lr) for lr in (5.393, 15.56, 0.1024, 8.274)),
+        *(("adam", lr) for lr in (0.01262, 0.01024, 0.0002984, 0.00581)),
         ("schedulefree-sgd", 10), ("schedulefree-adamw", 0.025),
     }  # fmt: skip
     kept = [c for c in configs if c.acme]
