@@ -134,7 +134,8 @@ def main_table(results: Path, study: str) -> Table:
     lrs = {
         group.config.lr: title(key) for key, some in by_key(groups).items() for group in some if key in STARTS
     }
-    what = f"Without and with ACME, initial step size {' and '.join(f'{lr:g} ({base})' for lr, base in lrs.items())}"
+    starts = " and ".join(f"{lr:g} ({base})" for lr, base in lrs.items())
+    what = "Without and with ACME" + f", initial step size {starts}" * bool(starts)
     return pairs_table(
         "table",
         "The 16 optimizers",
