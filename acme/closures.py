@@ -24,10 +24,10 @@ def closures(
         for batch in loader:
             two = isinstance(batch, (tuple, list)) and len(batch) == 2
             if not two or not all(isinstance(part, Tensor) for part in batch):
-                form = (
-                    f"{type(batch).__name__} (expected a pair of tensors; make closures of others yourself)"
+                kind = type(batch).__name__
+                raise TypeError(
+                    f"Invalid batch: {kind} (expected a pair of tensors; else write the closures)"
                 )
-                raise TypeError(f"Invalid batch: {form}")
             some, pair = True, tuple(part.to(device) for part in batch)
 
             def closure(inputs: Tensor = pair[0], targets: Tensor = pair[1]) -> Tensor:

@@ -86,7 +86,7 @@ def find_lr(
     modules = [whole] if isinstance(whole, nn.Module) else []
     options: dict[str, Any] = dict(acme=True, adam=adam, bias_correction=adam, unbiased_squares=adam)
     options |= dict(betas=betas, gain=gain, total_steps=None, search_steps=min(SEARCH_STEPS, steps // 2))
-    optimizer = _Finder(model, **options)
+    optimizer = _Finder(model, buffers_of=buffers_of, **options)
     groups = optimizer.param_groups
     if not all(float(group["lr"]) > 0 for group in groups):
         raise ValueError("Invalid lr of a group: 0 (expected a positive number)")

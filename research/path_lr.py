@@ -62,7 +62,7 @@ def path_lr(
             break
 
     vector_to_parameters(origin.clone(), params)
-    training, before, rates, asked = optimizer(params, lr=lr), {0: origin}, [], []
+    training, before, rates, asked = optimizer(params, lr=lr), {}, [], []
     for t, closure in enumerate(batches):
         here, back = now(), 0
         if t > 0:  # back to the latest power of two in the first half
@@ -76,8 +76,8 @@ def path_lr(
             lr = fmean(asked[back:])
         else:
             evaluate(closure, here)
-        if math.log2(max(t, 1)).is_integer():
-            before.setdefault(t, here)
+        if t & (t - 1) == 0:
+            before[t] = here
         rates.append(lr)
         training.param_groups[0]["lr"] = lr
         training.step()

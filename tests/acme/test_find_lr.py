@@ -278,6 +278,27 @@ def test_a_part_of_a_module_and_all_is_as_before() -> None:
         assert p.grad is gradient and torch.equal(gradient, copied)
 
 
+def test_a_part_of_a_module_is_searched_as_the_whole_is() -> None:
+    """Both evaluations of a step see the buffers of the whole module as they are at its start."""
+
+    class Drifting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+            self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x):
+            self.seen += 1
+            return self.inner(x) * (1 + self.seen / 100)
+
+    rates = []
+    for part in (lambda model: model, lambda model: model.inner):
+        model = Drifting()
+        batches = closures(model, loader(), nn.functional.cross_entropy)
+        rates.append(find_lr(part(model), batches, buffers_of=model).lr)
+    assert rates[0] == rates[1] > 0
+
+
 def test_an_error_of_the_callers_is_the_callers() -> None:
     def broken():
         raise FloatingPointError("divide by zero")

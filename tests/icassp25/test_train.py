@@ -242,6 +242,17 @@ def test_a_found_rate_is_that_of_a_run_with_it(tmp_path: Path, adam: bool) -> No
     assert "found_lr" not in plain
 
 
+def test_a_found_rate_is_that_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    """And not what a search says when it is resumed."""
+    config, device, path = replace(TINY, find_lr=True), torch.device("cpu"), tmp_path / "run.checkpoint"
+    task = tasks.load(config, device)
+    begun, resumed = (train.Experiment(config, task, device, Acme) for _ in range(2))
+    begun.save(path, [])
+    found, resumed.found_lr = begun.found_lr, 1e9
+    resumed.load(path)
+    assert resumed.found_lr == found == resumed.optimizer.param_groups[0]["lr"]
+
+
 def test_without_annealing_the_learning_rate_stays(tmp_path: Path) -> None:
     logged, _ = go(tmp_path, replace(TINY, epochs=3, lr=0.5, no_annealing=True))
     assert [float(row["lr"]) for row in logged] == [0.5] * 3
